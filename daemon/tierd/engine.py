@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One cycle: sample -> heat -> policy -> plan -> move -> `CycleReport`. No threads, no HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tierd.host import CpuTimes
+from tierd.planner import Direction, Reason
+
+
+@dataclass(frozen=True, slots=True)
+class TierReport:
+    """One tier at the end of a cycle. Bytes unless said otherwise."""
+
+    name: str
+    nodes: tuple[int, ...]
+    total: int
+    free: int
+    headroom_low: int
+    headroom_high: int
+    looked_frames: int
+    """Frames of this tier that were looked at in this cycle."""
+    accessed_frames: int
+    """Those of them that were seen accessed; the estimate of the tier's share of accesses."""
+    hot: int
+    """Bytes of known frames above the present threshold."""
+    heat: tuple[int, ...]
+    """Known frames per heat bucket (16, coldest first)."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlowReport:
+    """Moves from one node to another in this cycle, in base pages."""
+
+    direction: Direction
+    source: int
+    target: int
+    attempted: int
+    moved: int
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerReport:
+    name: str
+    looked: int
+    accessed: int
+    lost: int
+    window: float
+    coverage: float
+    round_time: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClassReport:
+    """One configured class. Bytes per tier name are estimates from sampled owners."""
+
+    match: str
+    resident: Mapping[str, int]
+    promoted: int
+    demoted: int
+    wasted: int
+    """Bytes demoted soon after their promotion in this cycle."""
+    stopped: bool
+    """The thrash governor has stopped promotion for this class."""
+
+
+@dataclass(frozen=True, slots=True)
+class CycleReport:
+    """Everything one cycle has to tell; immutable, read by other threads."""
+
+    number: int
+    started: float
+    """Host clock at the start, seconds."""
+    duration: float
+    mode: str
+    """"tier", "observe" or "paused"."""
+    sampler: str
+    mover: str
+    """Name of the mover in use, "none" when observing without one."""
+    tiers: tuple[TierReport, ...]
+    hit_ratio: float | None
+    """Share of the accessed frames seen this cycle that are in the fastest tier."""
+    flows: tuple[FlowReport, ...]
+    skipped: Mapping[tuple[Direction, Reason], int]
+    """Base pages of candidates not moved: the planner's skips and the kernel's refusals."""
+    kernel_refused: Mapping[tuple[Direction, Reason], int]
+    """The part of `skipped` that was the mover's verdict, not the planner's."""
+    samplers: tuple[SamplerReport, ...]
+    classes: tuple[ClassReport, ...]
+    wasted_pages: int
+    """Base pages demoted soon after tierd itself promoted them."""
+    cpu: Mapping[str, CpuTimes]
+    """CPU time of this cycle by phase: sample, heat, plan, move."""
+    move_seconds: Mapping[Direction, float]
+    tokens: Mapping[Direction, int]
+    """Bytes left in each direction's bucket."""
+    rate: Mapping[Direction, int]
+    """Bytes per second that each direction may use."""
+    threshold: float
+    """Heat (accesses per second) above which a frame belongs in the fast tier."""
+    pressure: float | None
+    degraded: tuple[str, ...]
+    """Why less is done than the policy asks for; empty when all is well."""

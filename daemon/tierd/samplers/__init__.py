@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sources of hotness. Each yields `SampleBatch`, none knows another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tierd.host import Pfns
+
+
+@dataclass(frozen=True, slots=True)
+class SampleBatch:
+    """What one source saw of at most one chunk of frames between t0 and t1.
+
+    pfn: uint64[n], sorted and unique: the frames that were looked at, folio heads only.
+    weight: uint8[n]; how often each was seen accessed, 0 where it was looked at and found
+    idle. A source that cannot see idleness (`cold_evidence` False) never yields a 0.
+    granularity: frames that one entry speaks for (1 for exact sources).
+    lost: accesses that the source knows it missed.
+    A frame that is in no batch was not looked at: it is unknown, never cold.
+    """
+
+    source: str
+    pfn: Pfns
+    weight: NDArray[np.uint8]
+    t0: float
+    t1: float
+    granularity: int = 1
+    lost: int = 0
+    cold_evidence: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerStatus:
+    """How a sampler is doing, for metrics and `tierctl status`."""
+
+    name: str
+    window: float
+    """Seconds between marking and reading (idle bitmap), or the aggregation interval."""
+    coverage: float
+    """Share of the frames that were looked at within the last full round, 0..1."""
+    round_time: float
+    """Seconds that a full round over all frames takes at the present budget; the bound on the
+    time to find a new hot block."""
+
+
+class Sampler(Protocol):
+    """One source of hotness."""
+
+    @property
+    def name(self) -> str: ...
+
+    def sample(self, cpu_budget: float) -> Iterator[SampleBatch]:
+        """Yield what was seen since the last call and begin the next windows, spending at most
+        about `cpu_budget` CPU seconds, kernel time included."""
+
+    def status(self) -> SamplerStatus: ...
+
+    def close(self) -> None:
+        """Stop and restore whatever was changed in the kernel."""
