@@ -32,6 +32,38 @@ IDLE_WORD_FRAMES: Final = 64
 """Frames in one word of the idle bitmap (Documentation/admin-guide/mm/idle_page_tracking.rst)."""
 
 
+class KPF:
+    """Bits of a kpageflags entry (include/uapi/linux/kernel-page-flags.h, and for RESERVED and
+    MLOCKED include/linux/kernel-page-flags.h), as masks."""
+
+    LOCKED: Final = np.uint64(1 << 0)
+    REFERENCED: Final = np.uint64(1 << 2)
+    UPTODATE: Final = np.uint64(1 << 3)
+    DIRTY: Final = np.uint64(1 << 4)
+    LRU: Final = np.uint64(1 << 5)
+    ACTIVE: Final = np.uint64(1 << 6)
+    SLAB: Final = np.uint64(1 << 7)
+    WRITEBACK: Final = np.uint64(1 << 8)
+    BUDDY: Final = np.uint64(1 << 10)
+    MMAP: Final = np.uint64(1 << 11)
+    ANON: Final = np.uint64(1 << 12)
+    SWAPBACKED: Final = np.uint64(1 << 14)
+    COMPOUND_HEAD: Final = np.uint64(1 << 15)
+    COMPOUND_TAIL: Final = np.uint64(1 << 16)
+    HUGE: Final = np.uint64(1 << 17)
+    UNEVICTABLE: Final = np.uint64(1 << 18)
+    HWPOISON: Final = np.uint64(1 << 19)
+    NOPAGE: Final = np.uint64(1 << 20)
+    KSM: Final = np.uint64(1 << 21)
+    THP: Final = np.uint64(1 << 22)
+    OFFLINE: Final = np.uint64(1 << 23)
+    ZERO_PAGE: Final = np.uint64(1 << 24)
+    IDLE: Final = np.uint64(1 << 25)
+    PGTABLE: Final = np.uint64(1 << 26)
+    RESERVED: Final = np.uint64(1 << 32)
+    MLOCKED: Final = np.uint64(1 << 33)
+
+
 class KernelError(OSError):
     """A kernel interface that should have answered did not: errno, and which interface."""
 
@@ -187,6 +219,10 @@ class Host(Protocol):
 
     def cgroups(self) -> tuple[Cgroup, ...]:
         """All cgroups now, in no particular order; empty without cgroup v2."""
+
+    def cgroup_memory(self, path: str) -> Mapping[int, int]:
+        """Bytes charged to the cgroup at `path` (and below it) per node: anonymous memory and
+        page cache, from memory.numa_stat; empty when the cgroup is gone or has no such file."""
 
     def flags(self, pfn: Pfns) -> NDArray[np.uint64]:
         """KPF_* bits per frame (Documentation/admin-guide/mm/pagemap.rst), 0 for a hole."""
