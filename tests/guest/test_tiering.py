@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tierd at work on a real kernel: hot pages come to DRAM, cold ones go, rules hold.
+
+Node 0 has 1 GiB and the CPUs, node 1 has 1 GiB and is slower. Where pages are is asked of the
+kernel by the test itself; tierd's own numbers are then held against that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from guest import loads
+from guest.loads import MIB, PAGE, Guest, Load
+from guest.service import Service
+
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(1500)]
+
+POLICY = """\
+version: 1
+mode: tier
+tiers:
+  - {name: dram, nodes: [0]}
+  - {name: cxl, nodes: [1]}
+sampling:
+  cpu: 40%             # an emulated core is some fifty times slower than a real one
+"""
+
+
+@pytest.fixture(scope="module")
+def service(guest: Guest) -> Service:
+    loads.install(guest)
+    return Service(guest)
+
+
+@pytest.fixture(autouse=True)
+def _quiet(guest: Guest, service: Service) -> Iterator[None]:
+    """Each test begins and ends without tierd, without loads and with clean caches."""
+    service.policy(POLICY)
+    yield
+    service.systemctl("stop", check=False)
+    guest.run("systemctl stop 'load-*.service'", timeout=120, check=False)
+    guest.run("sync; echo 3 > /proc/sys/vm/drop_caches", timeout=120, check=False)
+
+
+def vmstat(guest: Guest, name: str) -> int:
+    lines = guest.run(f"grep '^{name} ' /proc/vmstat", check=True).stdout.split()
+    return int(lines[1])
+
+
+def cycles_until(service: Service, load: Load, node: int, share: float, limit: int) -> int:
+    """Cycles that end until that share of the hot set is on the node; fails past the limit."""
+    start = service.cycles()
+    while True:
+        # The cycle is read before the placement, so that the count is never too small by a race.
+        cycle = service.cycles() - start
+        reached = load.share(node, hot=True)
+        if reached >= share:
+            return cycle
+        assert cycle <= limit, f"{reached:.1%} of the hot set on node {node} after {cycle} cycles"
+
+
+def test_hot_pages_come_and_follow(guest: Guest, service: Service) -> None:
+    load = loads.start(guest, "load-hot", 400, 64)
+    load.migrate(0, 1)
+    assert load.share(1) > 0.99
+    before = vmstat(guest, "pgmigrate_success")
+
+    service.start()
+    first = cycles_until(service, load, 0, 0.95, 10)
+    load.shift()
+    second = cycles_until(service, load, 0, 0.95, 5)
+
+    scrape = service.wait_cycles(3)
+    moved = (vmstat(guest, "pgmigrate_success") - before) * PAGE
+    demoted = scrape.total("tierd_demoted_bytes_total")
+    ideal = 2 * 64 * MIB
+    print(f"cycles: {first} then {second}; moved {moved / MIB:.1f} MiB, ideal {ideal / MIB:.0f}")
+    assert moved <= 1.2 * ideal + demoted
+    assert load.passes() > 0
+
+
+def test_cold_memory_makes_room(guest: Guest, service: Service) -> None:
+    """Node 0 is nearly full of a program that sleeps; a hot one on node 1 needs its place."""
+    load = loads.start(guest, "load-hot", 160, 128)
+    load.migrate(0, 1)
+    cold = loads.start(guest, "load-cold", 640, 0)
+    assert cold.share(0) > 0.9, cold.placement()
+    kills = vmstat(guest, "oom_kill")
+
+    service.start()
+    cycles_until(service, load, 0, 0.95, 40)
+
+    assert cold.share(1) * cold.size >= 32 * MIB
+    assert vmstat(guest, "oom_kill") == kills
+    assert load.passes() > 0
+    assert cold.passes() >= 0
+
+
+@pytest.mark.parametrize("precheck", ["true", "false"])
+def test_isolation(guest: Guest, service: Service, precheck: str) -> None:
+    """What a cpuset, a memory policy or a class forbids is not done, and is counted.
+
+    Without the planner's own check the kernel's verdict alone keeps the first two."""
+    service.policy(
+        POLICY
+        + f"migration: {{precheck: {precheck}}}\n"
+        + "classes:\n  - {match: system.slice/load-locked.service, never: [promote]}\n"
+    )
+    free = loads.start(guest, "load-free", 64, 32)
+    free.migrate(0, 1)
+    locked = loads.start(guest, "load-locked", 48, 32, "--mlock")
+    locked.migrate(0, 1)
+    bound = loads.start(guest, "load-bound", 48, 32, "--bind 1")
+    fenced = loads.start(guest, "load-fenced", 48, 32, properties="-p AllowedMemoryNodes=1")
+    stay = {"never": locked, "mempolicy": bound, "cpuset": fenced}
+    for load in stay.values():
+        assert load.share(1) > 0.99, (load.unit, load.placement())
+
+    service.start()
+    cycles_until(service, free, 0, 0.95, 20)
+    scrape = service.wait_cycles(6)
+
+    for reason, load in stay.items():
+        assert load.share(1) > 0.99, (reason, load.placement())
+        counted = scrape.total("tierd_promote_skipped_pages_total", reason=reason)
+        assert counted > 0, f"no candidate counted under {reason}"
+    refused = "tierd_promote_refused_pages_total"
+    assert scrape.total(refused, reason="mempolicy") > 0
+    if precheck == "false":
+        assert scrape.total(refused, reason="cpuset") > 0
+    else:
+        assert scrape.total(refused, reason="cpuset") == 0
+
+
+def test_counters_agree_with_the_kernel(guest: Guest, service: Service) -> None:
+    """Promoted and demoted pages are what the kernel's tracepoint and the placement say."""
+    trace = "/sys/kernel/tracing"
+    load = loads.start(guest, "load-hot", 128, 32)
+    load.migrate(0, 1)
+    guest.run(
+        f"mount -t tracefs none {trace} 2>/dev/null; echo 16384 > {trace}/buffer_size_kb; "
+        f"echo > {trace}/trace; echo 1 > {trace}/events/migrate/mm_migrate_pages/enable",
+        check=True,
+    )
+    try:
+        service.start()
+        cycles_until(service, load, 0, 0.95, 20)
+        service.guest.run("tierctl pause", timeout=60, check=True)
+        scrape = service.wait_cycles(2)
+        events = guest.run(f"grep -h mm_migrate_pages: {trace}/trace", check=True).stdout
+    finally:
+        guest.run(f"echo 0 > {trace}/events/migrate/mm_migrate_pages/enable", check=False)
+    succeeded = sum(
+        int(line.split("nr_succeeded=")[1].split()[0])
+        for line in events.splitlines()
+        if "reason=syscall" in line
+    )
+    promoted = scrape.total("tierd_promoted_pages_total")
+    demoted = scrape.total("tierd_demoted_pages_total")
+    assert promoted + demoted == succeeded
+    on_node_0 = load.placement().get(0, 0)
+    assert on_node_0 == promoted - demoted, (on_node_0, promoted, demoted)
