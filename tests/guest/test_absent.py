@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A kernel without the call: said once and plainly, and no number is ever guessed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from guest import loads
+from guest.loads import Guest
+from guest.service import Service
+
+from tierd.journal import Event
+
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(1500)]
+
+POLICY = """\
+version: 1
+mode: tier
+tiers:
+  - {name: dram, nodes: [0]}
+  - {name: cxl, nodes: [1]}
+sampling:
+  cpu: 40%
+"""
+_CALL = re.compile(r"^\d+\s+(?:<\.\.\. )?(\w+)")
+
+
+@pytest.fixture(scope="module")
+def bare(guest_off: Guest) -> Service:
+    loads.install(guest_off)
+    return Service(guest_off)
+
+
+@pytest.fixture(autouse=True)
+def _stopped(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    for name in ("bare",):
+        if name in request.fixturenames:
+            request.getfixturevalue(name).systemctl("stop", check=False)
+
+
+def traced_calls(guest: Guest) -> set[str]:
+    """Names of all system calls of a daemon that has something to promote."""
+    guest.put("/run/traced.yaml", POLICY.encode())
+    load = loads.start(guest, "load-traced", 32, 16)
+    load.migrate(0, 1)
+    guest.run(
+        "timeout --signal=TERM 45 strace -f --seccomp-bpf -o /run/calls "
+        "tierd run --config /run/traced.yaml; true",
+        timeout=240,
+        check=True,
+    )
+    load.stop()
+    out = guest.run("cut -d'(' -f1 /run/calls | sort -u", timeout=120, check=True).stdout
+    return {match[1] for line in out.splitlines() if (match := _CALL.match(line))}
+
+
+def test_says_so_once_and_observes(bare: Service) -> None:
+    guest = bare.guest
+    bare.policy(POLICY)
+    since = bare.cursor()
+    load = loads.start(guest, "load-hot", 64, 32)
+    load.migrate(0, 1)
+    bare.start()
+    scrape = bare.wait_cycles(8)
+    load_share = load.share(1)
+    load.stop()
+
+    absent = [
+        record
+        for record in bare.journal(since)
+        if record.get("MESSAGE_ID") == Event.CAPABILITY_ABSENT.value
+        and record.get("TIERD_CAPABILITY") == "move_phys_pages"
+    ]
+    assert len(absent) == 1, absent
+    assert "/sys/kernel/mm/move_phys_pages" in absent[0]["TIERD_REASON"]
+    assert load_share > 0.99, "an observer moves nothing"
+    assert scrape.total("tierd_degraded") >= 1
+    assert scrape.total("tierd_capability_available", capability="move_phys_pages") == 0
+    assert scrape.total("tierd_promoted_pages_total") == 0
+    status = bare.status()
+    assert status["mode"] == "observe"
+    assert any("move_phys_pages" in reason for reason in status["degraded"])
+
+
+def test_required_is_an_error(bare: Service) -> None:
+    guest = bare.guest
+    bare.policy(POLICY + "migration: {movers: {move_phys_pages: required}}\n")
+    assert bare.systemctl("start", check=False) != 0
+    shown = guest.run("systemctl show --value -p ExecMainStatus tierd.service", check=True)
+    assert shown.stdout.strip() == "3"
+    guest.run("systemctl reset-failed tierd.service", check=False)
+
+
+def test_no_number_is_guessed(bare: Service) -> None:
+    """strace names every call it knows; one that no kernel has shows as syscall_0x..."""
+    calls = traced_calls(bare.guest)
+    assert {"openat", "pwrite64", "pread64"} & calls, calls
+    assert not {call for call in calls if call.startswith("syscall_")}, calls
+    assert not {"futex_wake", "mseal", "move_pages", "migrate_pages"} & calls, calls
+
+
+def test_a_named_number_is_used(guest: Guest) -> None:
+    """The same look at a kernel that names the call does find it: the test above can fail."""
+    loads.install(guest)
+    calls = traced_calls(guest)
+    assert "syscall_0x224" in calls, calls
