@@ -7,10 +7,21 @@ The descriptions here are the source of the JSON schema and of the reference man
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 _BYTES: Final = {
     "B": 1,
@@ -65,15 +76,71 @@ def parse_ratio(value: object) -> float:
     return ratio
 
 
-def _unit(parse: Any, pattern: str, example: str) -> tuple[Any, ...]:
+def format_size(value: float) -> str:
+    """The shortest exact "4GiB" of bytes."""
+    for unit, factor in reversed(_BYTES.items()):
+        if value and value % factor == 0:
+            return f"{round(value / factor)}{unit}"
+    return f"{round(value)}B"
+
+
+def format_rate(value: float) -> str:
+    """The shortest exact "200MiB/s" of bytes per second."""
+    return format_size(value) + "/s"
+
+
+def format_duration(value: float) -> str:
+    """ "200ms", "1s" or "1.5s" of seconds."""
+    for unit, factor in (("h", 3600.0), ("min", 60.0), ("s", 1.0)):
+        if value and value % factor == 0:
+            return f"{round(value / factor)}{unit}"
+    return f"{value * 1000:g}ms" if value < 1 else f"{value:g}s"
+
+
+def format_ratio(value: float) -> str:
+    """ "3%" of a ratio 0..1."""
+    return f"{value * 100:g}%"
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Marks a field whose text carries a unit; how its value is written back."""
+
+    format: Callable[[float], str]
+
+
+def _unit(parse: Any, unit: Callable[[float], str], pattern: str, example: str) -> tuple[Any, ...]:
     schema = {"type": "string", "pattern": pattern, "examples": [example]}
-    return BeforeValidator(parse), WithJsonSchema(schema)
+    return BeforeValidator(parse), WithJsonSchema(schema), Unit(unit)
 
 
-Size = Annotated[int, *_unit(parse_size, _SIZE_PATTERN, "4GiB")]
-Rate = Annotated[int, *_unit(parse_rate, _RATE_PATTERN, "200MiB/s")]
-Duration = Annotated[float, *_unit(parse_duration, _DURATION_PATTERN, "1s")]
-Ratio = Annotated[float, *_unit(parse_ratio, _RATIO_PATTERN, "3%")]
+Size = Annotated[int, *_unit(parse_size, format_size, _SIZE_PATTERN, "4GiB")]
+Rate = Annotated[int, *_unit(parse_rate, format_rate, _RATE_PATTERN, "200MiB/s")]
+Duration = Annotated[float, *_unit(parse_duration, format_duration, _DURATION_PATTERN, "1s")]
+Ratio = Annotated[float, *_unit(parse_ratio, format_ratio, _RATIO_PATTERN, "3%")]
+
+# Not lax: pydantic would take the text "off" for false and "010" for 10.
+Flag = Annotated[bool, Strict()]
+Count = Annotated[int, Strict()]
+Number = Annotated[float, Strict()]
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """Host and port of "127.0.0.1:9709" or "[::1]:9709". Raises ValueError."""
+    host, colon, port = text.rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    bare_v6 = ":" in host and not text.startswith("[")
+    if not colon or not host or bare_v6 or not port.isascii() or not port.isdigit():
+        raise ValueError("expected an address and a port, such as 127.0.0.1:9709 or [::1]:9709")
+    if int(port) > 65535:
+        raise ValueError("expected a port of at most 65535")
+    return host, int(port)
+
+
+def problem(keys: tuple[str | int, ...], wrong: str, right: str) -> PydanticCustomError:
+    """An error of meaning, at `keys` below the model that raises it."""
+    context = {"keys": keys, "wrong": wrong, "right": right}
+    return PydanticCustomError("tierd", "{wrong}; {right}", context)
 
 
 class Mode(StrEnum):
@@ -100,12 +167,15 @@ class Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+NodeId = Annotated[int, Strict(), Field(ge=0)]
+
+
 class Tier(Model):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     """Name of the tier in metrics and reports, such as dram or cxl."""
-    nodes: tuple[int, ...] = Field(min_length=1)
+    nodes: tuple[NodeId, ...] = Field(min_length=1)
     """NUMA nodes of this tier."""
-    target: bool = True
+    target: Flag = True
     """Whether pages may be moved to this tier. False leaves it a source only."""
 
 
@@ -126,6 +196,14 @@ class Window(Model):
     max: Duration = 30.0
     """Longest such time; the sampler tunes itself between the two."""
 
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min <= 0:
+            raise problem(("min",), "a window of no length sees nothing", "more than 0ms")
+        if self.min >= self.max:
+            raise problem(("min",), "not below max", f"less than {format_duration(self.max)}")
+        return self
+
 
 class Sampling(Model):
     sources: Sources = Sources()
@@ -134,8 +212,17 @@ class Sampling(Model):
     """CPU share of sampling, of one core, kernel time included."""
     window: Window = Window()
     """Bounds of the idle window."""
-    threads: int = Field(default=1, ge=1, le=16)
+    threads: Count = Field(default=1, ge=1, le=16)
     """Threads that scan side by side."""
+
+    @model_validator(mode="after")
+    def _can_see(self) -> Self:
+        if self.cpu <= 0:
+            raise problem(("cpu",), "no CPU time, nothing to learn from", "a share such as 3%")
+        uses = self.sources
+        if {uses.page_idle, uses.damon, uses.perf, uses.device} == {Use.OFF}:
+            raise problem(("sources",), "all sources are off", "at least one auto or required")
+        return self
 
 
 class Movers(Model):
@@ -151,6 +238,12 @@ class Headroom(Model):
     high: Ratio = 0.04
     """Demote until this share of it is free."""
 
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low >= self.high:
+            raise problem(("low",), "not below high", f"less than {format_ratio(self.high)}")
+        return self
+
 
 class Migration(Model):
     movers: Movers = Movers()
@@ -163,13 +256,24 @@ class Migration(Model):
     """Free room kept on fast nodes so that new allocations land there."""
     min_residency: Duration = 10.0
     """A page that was moved stays at least this long before it is moved back."""
-    respect_mempolicy: bool = True
+    respect_mempolicy: Flag = True
     """Leave pages where a memory policy (mbind, set_mempolicy) forbids the target."""
-    precheck: bool = True
+    precheck: Flag = True
     """Drop candidates whose cpuset forbids the target before the kernel is asked. The kernel
     checks in either case; switch this off only to see it do so."""
-    unmapped_page_cache: bool = True
+    unmapped_page_cache: Flag = True
     """Also move page cache that no process maps, where the mover can."""
+
+    @model_validator(mode="after")
+    def _isolated(self) -> Self:
+        # Only move_phys_pages has the kernel check each mapping. With move_pages the planner's
+        # check is the one that keeps a page inside its cpuset, so it cannot be done without.
+        movers = self.movers
+        alone = movers.move_phys_pages is Use.OFF and movers.move_pages is not Use.OFF
+        if not self.precheck and (alone or movers.move_pages is Use.REQUIRED):
+            wrong = "nothing else checks the pages that move_pages moves"
+            raise problem(("precheck",), wrong, "true, or movers: {move_pages: off}")
+        return self
 
 
 class Class(Model):
@@ -180,17 +284,36 @@ class Class(Model):
     """Fast memory that is never demoted below while the class has that much."""
     cap: Size | None = None
     """Most fast memory; above it pages are demoted, promotions stop."""
-    weight: int = Field(default=100, ge=1, le=10000)
+    weight: Count = Field(default=100, ge=1, le=10000)
     """Share in a contended fast tier relative to other classes."""
     never: tuple[Literal["promote", "demote"], ...] = ()
     """Directions in which pages of this class are never moved."""
-    excluded: bool = False
+    excluded: Flag = False
     """Leave the pages of this class alone altogether."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.match.startswith("/"):
+            right = "a path relative to the cgroup root, without the leading /"
+            raise problem(("match",), "starts with /", right)
+        if self.floor is not None and self.cap is not None and self.floor > self.cap:
+            raise problem(("floor",), "above cap", f"at most {format_size(self.cap)}")
+        return self
 
 
 class Metrics(Model):
     listen: str | None = "127.0.0.1:9709"
     """Address and port of /metrics, null for none."""
+
+    @model_validator(mode="after")
+    def _address(self) -> Self:
+        if self.listen is not None:
+            try:
+                parse_listen(self.listen)
+            except ValueError as error:
+                right = str(error).removeprefix("expected ")
+                raise problem(("listen",), f"{self.listen!r} is no address", right) from None
+        return self
 
 
 class Conflicts(Model):
@@ -213,22 +336,28 @@ class Workload(Model):
     """How much memory it has."""
     hot: Size | None = None
     """Size of its hot part (phase, hotset)."""
-    skew: float = Field(default=0.99, gt=0, le=3)
+    skew: Number = Field(default=0.99, gt=0, le=3)
     """Exponent (zipf)."""
     period: Duration = 60.0
     """Seconds between phase changes (phase)."""
-    accesses: float = Field(default=50e6, gt=0)
+    accesses: Number = Field(default=50e6, gt=0)
     """Accesses per second."""
     cgroup: str = ""
     """Path of its cgroup."""
 
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.hot is not None and self.hot > self.size:
+            raise problem(("hot",), "above size", f"at most {format_size(self.size)}")
+        return self
+
 
 class SimulatedNode(Model):
-    id: int = Field(ge=0)
+    id: Count = Field(ge=0)
     """NUMA node number."""
     size: Size
     """Memory on the node."""
-    cpus: int = Field(default=0, ge=0)
+    cpus: Count = Field(default=0, ge=0)
     """CPUs on the node."""
     latency: Duration = 1e-7
     """Access latency."""
@@ -241,8 +370,21 @@ class Simulation(Model):
     """Nodes of the simulated host."""
     workloads: tuple[Workload, ...] = ()
     """Programs that run on it."""
-    seed: int = 1
+    seed: Count = 1
     """Seed of everything random."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        seen: set[int] = set()
+        for index, node in enumerate(self.nodes):
+            if node.id in seen:
+                raise problem(("nodes", index, "id"), "given twice", "each node once")
+            seen.add(node.id)
+        room = sum(node.size for node in self.nodes)
+        if sum(work.size for work in self.workloads) > room:
+            right = f"at most {format_size(room)} in all, the size of the nodes"
+            raise problem(("workloads",), "larger than the machine", right)
+        return self
 
 
 class Config(Model):
@@ -254,7 +396,7 @@ class Config(Model):
     """tier moves pages; observe does everything but the move."""
     interval: Duration = 1.0
     """Time between cycles."""
-    tiers: tuple[Tier, ...] | None = None
+    tiers: Annotated[tuple[Tier, ...], Field(min_length=1)] | None = None
     """Tiers, fastest first; by default from measured or reported latency and bandwidth."""
     sampling: Sampling = Sampling()
     """How hotness is found out."""
@@ -268,3 +410,28 @@ class Config(Model):
     """What to do about others who move pages on this host."""
     simulation: Simulation | None = None
     """The simulated host; only for tierd simulate."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not 0.05 <= self.interval <= 3600:
+            raise problem(("interval",), "out of range", "from 50ms to 1h")
+        movers = self.migration.movers
+        if self.mode is Mode.TIER and {movers.move_phys_pages, movers.move_pages} == {Use.OFF}:
+            right = "at least one auto or required, or mode: observe"
+            raise problem(("migration", "movers"), "mode is tier and all movers are off", right)
+        self._check_tiers()
+        return self
+
+    def _check_tiers(self) -> None:
+        names: set[str] = set()
+        nodes: set[int] = set()
+        for index, tier in enumerate(self.tiers or ()):
+            if tier.name in names:
+                at = ("tiers", index, "name")
+                raise problem(at, f"a second tier {tier.name!r}", "each name once")
+            names.add(tier.name)
+            for position, node in enumerate(tier.nodes):
+                if node in nodes:
+                    where = ("tiers", index, "nodes", position)
+                    raise problem(where, f"node {node} is given twice", "each node in one tier")
+                nodes.add(node)

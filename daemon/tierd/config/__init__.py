@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy file: models, units, drop-ins and errors that name their line.
+
+The only package that imports pydantic and yaml.
+"""
+
+from __future__ import annotations
+
+from tierd.config.document import ConfigError, Problem
+from tierd.config.load import DEFAULTS, DIRECTORIES, Loaded, load, search
+from tierd.config.models import (
+    Class,
+    Config,
+    Conflicts,
+    Headroom,
+    Metrics,
+    Migration,
+    Mode,
+    Movers,
+    OnConflict,
+    Sampling,
+    SimulatedNode,
+    Simulation,
+    Sources,
+    Tier,
+    Use,
+    Window,
+    Workload,
+    format_duration,
+    format_rate,
+    format_ratio,
+    format_size,
+    parse_duration,
+    parse_listen,
+    parse_rate,
+    parse_ratio,
+    parse_size,
+)
+from tierd.config.schema import schema_text
+from tierd.config.show import show
+
+__all__ = [
+    "DEFAULTS",
+    "DIRECTORIES",
+    "Class",
+    "Config",
+    "ConfigError",
+    "Conflicts",
+    "Headroom",
+    "Loaded",
+    "Metrics",
+    "Migration",
+    "Mode",
+    "Movers",
+    "OnConflict",
+    "Problem",
+    "Sampling",
+    "SimulatedNode",
+    "Simulation",
+    "Sources",
+    "Tier",
+    "Use",
+    "Window",
+    "Workload",
+    "format_duration",
+    "format_rate",
+    "format_ratio",
+    "format_size",
+    "load",
+    "parse_duration",
+    "parse_listen",
+    "parse_rate",
+    "parse_ratio",
+    "parse_size",
+    "schema_text",
+    "search",
+    "show",
+]
