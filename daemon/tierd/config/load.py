@@ -123,9 +123,9 @@ def load_documents(documents: list[Document]) -> Loaded:
         config = Config.model_validate(explain.plain({} if data is None else data))
     except ValidationError as error:
         # A key that the parser rejected already needs no second line.
-        known = {(each.file, each.key) for each in found}
+        known = {(each.file, each.line, each.key) for each in found}
         more = explain.problems(error, merged)
-        found += [each for each in more if (each.file, each.key) not in known]
+        found += [each for each in more if (each.file, each.line, each.key) not in known]
         raise ConfigError(_ordered(found, documents)) from None
     if found:
         raise ConfigError(found)
