@@ -217,6 +217,7 @@ class OwnerTable:
         if not len(self._inodes):
             return np.ones(len(inodes), np.bool_)
         rows, known = self._rows(inodes)
-        inside = 0 <= node < self._mems.shape[1]
-        allowed = self._mems[rows, node] if inside else np.zeros(len(inodes), np.bool_)
-        return (known & allowed) | (inodes == 0)
+        allowed: NDArray[np.bool_] = inodes == 0
+        if 0 <= node < self._mems.shape[1]:
+            allowed |= known & self._mems[rows, node]
+        return allowed

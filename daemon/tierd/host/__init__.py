@@ -162,7 +162,11 @@ class CpuTimes:
 
 @dataclass(frozen=True, slots=True)
 class ForeignTierer:
-    """Somebody else who moves pages between nodes on this host, e.g. NUMA balancing."""
+    """Somebody else who moves pages between nodes on this host.
+
+    `name` is the key of config.Conflicts that says what to do about it: numa_balancing,
+    demotion, damon or other; `detail` says who and where, in one phrase.
+    """
 
     name: str
     detail: str
@@ -225,10 +229,11 @@ class Host(Protocol):
         page cache, from memory.numa_stat; empty when the cgroup is gone or has no such file."""
 
     def flags(self, pfn: Pfns) -> NDArray[np.uint64]:
-        """KPF_* bits per frame (Documentation/admin-guide/mm/pagemap.rst), 0 for a hole."""
+        """KPF_* bits per frame (Documentation/admin-guide/mm/pagemap.rst); a hole reads as
+        NOPAGE or 0."""
 
     def flags_run(self, start: int, out: NDArray[np.uint64]) -> None:
-        """KPF_* bits of the frames start, start+1, ... into `out`; 0 for a hole."""
+        """KPF_* bits of the frames start, start+1, ... into `out` (contiguous)."""
 
     def cgroup_inodes(self, pfn: Pfns) -> NDArray[np.uint64]:
         """Inode of the memory cgroup each frame is charged to; 0 for none."""
@@ -267,6 +272,9 @@ class Host(Protocol):
 
     def sleep(self, seconds: float) -> None:
         """Let that much of `monotonic` pass (or return early when the process is told to stop)."""
+
+    def interrupt(self) -> None:
+        """End every sleep, now and from now on: the process is told to stop."""
 
     def cpu_times(self) -> CpuTimes:
         """CPU seconds of this process so far, kernel time included."""

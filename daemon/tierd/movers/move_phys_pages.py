@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mover over move_phys_pages: by physical address, one verified outcome per folio."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tierd.host import NO_PFN, Host, KernelError, MoveOption, Pfns
+from tierd.movers import MoveResult
+from tierd.planner import Moves, Reason
+
+BATCH_PAGES: Final = 4096
+"""Base pages of one call: 8 of migrate_pages' own batches, so the call's fixed cost is spread."""
+
+BATCH_SECONDS: Final = 0.1
+"""A call longer than this makes the next one smaller: SIGTERM is seen between calls only."""
+
+SMALLEST_BATCH: Final = 64
+
+REASONS: Final = {
+    errno.EACCES: Reason.CPUSET,
+    errno.EXDEV: Reason.MEMPOLICY,
+    errno.EFAULT: Reason.VMA,
+    errno.EPERM: Reason.SHARED,
+    errno.EMLINK: Reason.SHARED,
+    errno.EBUSY: Reason.BUSY,
+    errno.EAGAIN: Reason.BUSY,
+    errno.ENOMEM: Reason.NO_ROOM,
+    errno.ENODEV: Reason.NO_ROOM,
+    errno.ENODATA: Reason.UNMAPPED,
+    errno.ENOENT: Reason.STALE,
+    errno.ENXIO: Reason.STALE,
+    errno.EOPNOTSUPP: Reason.VMA,
+}
+"""Why an entry stayed, by the errno in its status. What is not here counts as busy."""
+
+
+class MovePhysPages:
+    """`tierd.movers.Mover` over `Host.move_phys_pages`."""
+
+    name = "move_phys_pages"
+
+    def __init__(
+        self, host: Host, *, respect_mempolicy: bool = True, unmapped_page_cache: bool = True
+    ) -> None:
+        self._host = host
+        self._batch = BATCH_PAGES
+        self._options = MoveOption.SHARED | MoveOption.NONBLOCK
+        if respect_mempolicy:
+            self._options |= MoveOption.MEMPOLICY
+        if unmapped_page_cache:
+            self._options |= MoveOption.UNMAPPED
+
+    def move(self, moves: Moves, deadline: float) -> MoveResult:
+        """Move in batches, in order, until done, `deadline` (host clock) or a full target.
+
+        A folio counts as moved when its status names the target and, where the kernel reports
+        new addresses, it has one. Raises KernelError when the kernel refuses a call as a whole
+        before anything was moved; later such a refusal ends the run and the rest is BUDGET.
+        """
+        count = len(moves.pfn)
+        status = np.full(count, -errno.ECANCELED, np.int32)
+        new_pfn = np.full(count, NO_PFN, np.uint64)
+        began = self._host.monotonic()
+        done = 0
+        while done < count and self._host.monotonic() < deadline:
+            end = done + self._entries(moves.pages[done:])
+            try:
+                attempted = self._call(moves, slice(done, end), status, new_pfn)
+            except KernelError:
+                if done == 0:
+                    raise
+                break
+            done += attempted
+            if done < end or self._full(status[done - attempted : done]):
+                break
+        seconds = self._host.monotonic() - began
+        return _result(moves, done, status, new_pfn, seconds)
+
+    def _entries(self, pages: NDArray[np.uint32]) -> int:
+        """How many of the next entries make one batch; at least one."""
+        ahead = np.cumsum(pages[: self._batch], dtype=np.int64)
+        return max(1, int(np.searchsorted(ahead, self._batch, side="right")))
+
+    def _call(self, moves: Moves, part: slice, status: NDArray[np.int32], new_pfn: Pfns) -> int:
+        began = self._host.monotonic()
+        outcome = self._host.move_phys_pages(
+            moves.pfn[part], moves.target[part], moves.source[part], self._options
+        )
+        end = part.start + outcome.attempted
+        status[part.start : end] = outcome.status[: outcome.attempted]
+        new_pfn[part.start : end] = outcome.new_pfn[: outcome.attempted]
+        self._tune(self._host.monotonic() - began)
+        return outcome.attempted
+
+    def _tune(self, seconds: float) -> None:
+        if seconds > BATCH_SECONDS:
+            self._batch = max(SMALLEST_BATCH, self._batch // 2)
+        elif seconds < BATCH_SECONDS / 4:
+            self._batch = min(BATCH_PAGES, self._batch * 2)
+
+    @staticmethod
+    def _full(status: NDArray[np.int32]) -> bool:
+        """Most of a batch found no room: the rest would not either, and a failed allocation
+        costs the kernel a walk over the zones each time."""
+        return bool(np.count_nonzero(status == -errno.ENOMEM) * 2 > len(status))
+
+
+def _result(
+    moves: Moves, done: int, status: NDArray[np.int32], new_pfn: Pfns, seconds: float
+) -> MoveResult:
+    """Outcomes from statuses; entries from `done` on were not attempted."""
+    tried = np.arange(len(status)) < done
+    moved = tried & (status == moves.target) & (moves.source != moves.target)
+    landed = np.where(tried & (status >= 0), status, np.int32(-1)).astype(np.int32, copy=False)
+    return MoveResult(
+        moves=moves,
+        moved=moved,
+        landed=landed,
+        new_pfn=np.where(moved, new_pfn, NO_PFN),
+        failed=dict(_failures(moves, tried, moved, status)),
+        seconds=seconds,
+    )
+
+
+def _failures(
+    moves: Moves, tried: NDArray[np.bool_], moved: NDArray[np.bool_], status: NDArray[np.int32]
+) -> Iterator[tuple[Reason, int]]:
+    counts: dict[Reason, int] = {}
+    later = int(moves.pages[~tried].sum(dtype=np.int64))
+    if later:
+        counts[Reason.BUDGET] = later
+    stayed = tried & ~moved
+    for code in np.unique(status[stayed]).tolist():
+        # A node that is not the target: it was moved by somebody else, or never was on source.
+        reason = Reason.STALE if code >= 0 else REASONS.get(-code, Reason.BUSY)
+        pages = int(moves.pages[stayed & (status == code)].sum(dtype=np.int64))
+        counts[reason] = counts.get(reason, 0) + pages
+    yield from counts.items()
