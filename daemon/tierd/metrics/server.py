@@ -12,6 +12,7 @@ from socketserver import TCPServer
 from typing import Any, Final
 
 from tierd import __version__
+from tierd.config import parse_listen
 
 _CLIENT_TIMEOUT: Final = 10.0
 _MAX_CLIENTS: Final = 16
@@ -19,16 +20,6 @@ _MAX_CLIENTS: Final = 16
 
 class ListenError(OSError):
     """The address of `metrics.listen` cannot be used; the message says which and why."""
-
-
-def _split(listen: str) -> tuple[str, int]:
-    """Address and port of "127.0.0.1:9709" or "[::1]:9709"."""
-    host, colon, port = listen.rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
-        raise ListenError(
-            f"metrics.listen: {listen!r} is not ADDRESS:PORT, such as 127.0.0.1:9709 or [::1]:9709"
-        )
-    return host.strip("[]"), int(port)
 
 
 class Server(ThreadingHTTPServer):
@@ -44,7 +35,10 @@ class Server(ThreadingHTTPServer):
     ) -> None:
         """Bind `listen` or raise `ListenError`. `text` gives the exposition and its content
         type for an Accept header; `ready` is the answer of /-/ready."""
-        host, port = _split(listen)
+        try:
+            host, port = parse_listen(listen)
+        except ValueError as error:
+            raise ListenError(f"metrics.listen: {error}, not {listen!r}") from None
         self.address_family = AF_INET6 if ":" in host else AF_INET
         self.text = text
         self.ready = ready
