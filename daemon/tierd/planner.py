@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tierd.host import Pfns
+from tierd.hotness import rate, rate_error
+from tierd.policy import Margin, Target
 
 
 class Direction(StrEnum):
@@ -36,6 +40,7 @@ class Reason(StrEnum):
     LIMIT = "limit"
     UNMAPPED = "unmapped"
     STALE = "stale"
+    THRASH = "thrash"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +64,427 @@ class MovePlan:
     promote: Moves
     skipped: Mapping[tuple[Direction, Reason], int]
     """Base pages of candidates that the planner left where they are."""
+
+
+REASONS: Final = tuple(Reason)
+"""Codes in `Folios.refused` are indices into this."""
+
+FREE_TO_GO: Final = -1
+"""Code in `Folios.refused`: nothing speaks against moving the folio."""
+
+UNLIMITED: Final = np.iinfo(np.int64).max
+
+
+def code(reason: Reason) -> int:
+    """Index of a reason in `REASONS`."""
+    return REASONS.index(reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Folios:
+    """Candidates in one direction; parallel arrays of length n, in any order.
+
+    pfn: uint64 heads, each once; pages: uint32; node: int32; state: uint16 of the heat.
+    owner: int16 class index, -1 for none. refused: int8, FREE_TO_GO or a code of `REASONS`.
+    allowed: bool by node id, whether the owner's cpuset lets the folio be there.
+    """
+
+    pfn: Pfns
+    pages: NDArray[np.uint32]
+    node: NDArray[np.int32]
+    state: NDArray[np.uint16]
+    owner: NDArray[np.int16]
+    refused: NDArray[np.int8]
+    allowed: Mapping[int, NDArray[np.bool_]]
+
+    def __len__(self) -> int:
+        return len(self.pfn)
+
+
+@dataclass(frozen=True, slots=True)
+class Owners:
+    """What the policy grants each class. Arrays of length classes + 1; the last is for folios in
+    no class, so that owner -1 indexes it.
+
+    resident: int64 base pages in the faster tier; floor, cap: int64 base pages (UNLIMITED for no
+    cap); weight: float64, 1 is normal; promote, demote: bool, allowed at all; excluded: bool;
+    stopped: bool, by the thrash governor.
+    """
+
+    resident: NDArray[np.int64]
+    floor: NDArray[np.int64]
+    cap: NDArray[np.int64]
+    weight: NDArray[np.float64]
+    promote: NDArray[np.bool_]
+    demote: NDArray[np.bool_]
+    excluded: NDArray[np.bool_]
+    stopped: NDArray[np.bool_]
+
+    @classmethod
+    def unclassed(cls) -> Owners:
+        """No classes configured."""
+        yes, no = np.ones(1, np.bool_), np.zeros(1, np.bool_)
+        zero = np.zeros(1, np.int64)
+        return cls(zero, zero, zero + UNLIMITED, np.ones(1), yes, yes, no, no)
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """Where pages may go. promote, demote: for each source node the target nodes, best first.
+    room: frames that may be demoted to each slower node."""
+
+    promote: Mapping[int, Sequence[int]]
+    demote: Mapping[int, Sequence[int]]
+    room: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Base pages that may move in this plan, by direction."""
+
+    promote: int
+    demote: int
+
+
+def plan(
+    target: Target, hot: Folios, cold: Folios, owners: Owners, ways: Ways, limits: Limits
+) -> MovePlan:
+    """Choose what moves across one boundary.
+
+    `hot` are candidates from slower tiers, `cold` possible victims in `target.fast`. First the
+    demotions that are due anyway (headroom, caps), then promotions into free room, then pairs
+    of a promotion and the demotion that makes room for it, each by the margin. A plan keeps
+    within `limits`, every floor and cap, the room of every node, and names no folio twice.
+    """
+    draft = _Draft(target, hot, cold, owners, ways, limits)
+    draft.demote_over_cap()
+    draft.demote_for_headroom()
+    draft.promote_into_room()
+    draft.exchange()
+    return draft.finish()
+
+
+class _Side:
+    """One direction's candidates, best first, and what has been decided about each."""
+
+    def __init__(
+        self,
+        folios: Folios,
+        order: NDArray[np.intp],
+        heat: NDArray[np.float64],
+        error: NDArray[np.float64],
+    ) -> None:
+        self.pfn = folios.pfn[order]
+        self.pages = folios.pages[order].astype(np.int64)
+        self.node = folios.node[order]
+        self.owner = folios.owner[order]
+        self.rate = heat[order]
+        self.error = error[order]
+        self.why = folios.refused[order].astype(np.int16)
+        self.allowed = {node: mask[order] for node, mask in folios.allowed.items()}
+        self.target = np.full(len(order), -1, np.int32)
+
+    @property
+    def open(self) -> NDArray[np.bool_]:
+        """Neither refused nor planned yet."""
+        open_: NDArray[np.bool_] = (self.why == FREE_TO_GO) & (self.target < 0)
+        return open_
+
+    def refuse(self, which: NDArray[np.bool_], reason: Reason) -> None:
+        self.why[which & self.open] = code(reason)
+
+    def chosen_pages(self, classes: int) -> NDArray[np.int64]:
+        """int64[classes]: base pages planned so far by owner."""
+        chosen = self.target >= 0
+        pages = np.zeros(classes, np.int64)
+        np.add.at(pages, self.owner[chosen], self.pages[chosen])
+        return pages
+
+    def moves(self, pages: NDArray[np.uint32]) -> Moves:
+        chosen = self.target >= 0
+        return Moves(self.pfn[chosen], pages[chosen], self.node[chosen], self.target[chosen])
+
+
+class _Draft:
+    """A plan in the making. Each step leaves every bound kept, so the last one needs no check."""
+
+    def __init__(
+        self,
+        target: Target,
+        hot: Folios,
+        cold: Folios,
+        owners: Owners,
+        ways: Ways,
+        limits: Limits,
+    ) -> None:
+        weight = owners.weight
+        self.margin: Margin = target.margin
+        self.owners = owners
+        self.ways = ways
+        self.need = dict(target.need)
+        self.room = dict(target.room)
+        self.slow_room = dict(ways.room)
+        self.left = {Direction.PROMOTE: limits.promote, Direction.DEMOTE: limits.demote}
+        # What a candidate is at least and a victim at most, at the margin's confidence.
+        self.hot = _side(hot, weight, -self.margin.errors, descending=True)
+        self.cold = _side(cold, weight, self.margin.errors, descending=False)
+        self._screen()
+
+    def _screen(self) -> None:
+        hot, cold, owners = self.hot, self.cold, self.owners
+        for side, may in ((hot, owners.promote), (cold, owners.demote)):
+            side.refuse(owners.excluded[side.owner], Reason.EXCLUDED)
+            side.refuse(~may[side.owner], Reason.NEVER)
+        hot.refuse(owners.stopped[hot.owner], Reason.THRASH)
+        hot.refuse(~_anywhere(hot, self.ways.promote), Reason.CPUSET)
+        cold.refuse(~_anywhere(cold, self.ways.demote), Reason.CPUSET)
+
+    # -- demotions that are due anyway -------------------------------------------------------
+
+    def demote_over_cap(self) -> None:
+        """Classes above their cap give back their coldest."""
+        over = np.maximum(self.owners.resident - self.owners.cap, 0)
+        for owner in np.flatnonzero(over):
+            mine = self.cold.open & (self._row(self.cold) == owner)
+            self._demote(mine, int(over[owner]))
+
+    def demote_for_headroom(self) -> None:
+        """Nodes below their low mark get their headroom back."""
+        for node, need in self.need.items():
+            freed = int(self.cold.pages[(self.cold.target >= 0) & (self.cold.node == node)].sum())
+            if need > freed:
+                self._demote(self.cold.open & (self.cold.node == node), need - freed)
+
+    def _demote(
+        self, which: NDArray[np.bool_], pages: int, *, floored: bool = False
+    ) -> NDArray[np.intp]:
+        """Plan the first of `which` until `pages` are met; returns the rows planned.
+
+        The last folio may go beyond `pages`, but none begins beyond. `floored`: the caller
+        sees to the floors.
+        """
+        cold = self.cold
+        which = which & cold.open
+        if not floored:
+            which &= self._above_floor(which)
+        rows = np.flatnonzero(which)
+        begin = np.cumsum(cold.pages[rows]) - cold.pages[rows]
+        rows = rows[begin < pages]
+        rows = self._within(Direction.DEMOTE, cold, rows)
+        for rank in range(max(map(len, self.ways.demote.values()), default=0)):
+            for node in self.slow_room:
+                fits = cold.allowed[node][rows] & (cold.target[rows] < 0)
+                fits &= _ranked(cold.node[rows], self.ways.demote, rank, node)
+                these = _prefix(cold.pages, rows[fits], self.slow_room[node])
+                cold.target[these] = node
+                self.slow_room[node] -= int(cold.pages[these].sum())
+        planned = rows[cold.target[rows] >= 0]
+        unplaced = np.zeros(len(cold.pfn), np.bool_)
+        unplaced[rows[cold.target[rows] < 0]] = True
+        cold.refuse(unplaced, Reason.NO_ROOM)
+        self.left[Direction.DEMOTE] -= int(cold.pages[planned].sum())
+        return planned
+
+    def _above_floor(self, which: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Rows of `which` that leave their class its floor if all of them go, in order."""
+        cold, owners = self.cold, self.owners
+        spare = owners.resident - owners.floor - cold.chosen_pages(len(owners.floor))
+        result = np.ones(len(cold.pfn), np.bool_)
+        for owner in np.flatnonzero(owners.floor > 0):
+            mine = which & (self._row(cold) == owner)
+            taken = np.cumsum(np.where(mine, cold.pages, 0))
+            result[mine & (taken > spare[owner])] = False
+        return result
+
+    # -- promotions ------------------------------------------------------------------------
+
+    def promote_into_room(self) -> None:
+        """The hottest into what is free above the headroom."""
+        freed = self._freed_beyond_need()
+        for node in self.room:
+            self.room[node] += freed.get(node, 0)
+        rows = np.flatnonzero(self.hot.open & self._below_cap())
+        self._place(self._within(Direction.PROMOTE, self.hot, rows))
+
+    def _freed_beyond_need(self) -> dict[int, int]:
+        """What demotions for caps free on nodes that are not short of headroom."""
+        cold = self.cold
+        freed = {}
+        for node in self.room:
+            pages = int(cold.pages[(cold.target >= 0) & (cold.node == node)].sum())
+            freed[node] = max(pages - self.need.get(node, 0), 0)
+        return freed
+
+    def _below_cap(self) -> NDArray[np.bool_]:
+        """Open rows of `hot` that leave their class below its cap if all of them go, in order."""
+        hot, owners = self.hot, self.owners
+        n = len(owners.cap)
+        capped = np.flatnonzero(owners.cap < UNLIMITED)
+        now = owners.resident + hot.chosen_pages(n) - self.cold.chosen_pages(n)
+        result = np.ones(len(hot.pfn), np.bool_)
+        for owner in capped:
+            mine = hot.open & (self._row(hot) == owner)
+            taken = np.cumsum(np.where(mine, hot.pages, 0))
+            result[mine & (taken > owners.cap[owner] - now[owner])] = False
+        return result
+
+    def _place(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Plan promotions of `rows`, in order, wherever there is room; returns those planned."""
+        hot = self.hot
+        for rank in range(max(map(len, self.ways.promote.values()), default=0)):
+            for node in self.room:
+                fits = hot.allowed[node][rows] & (hot.target[rows] < 0)
+                fits &= _ranked(hot.node[rows], self.ways.promote, rank, node)
+                these = _prefix(hot.pages, rows[fits], self.room[node])
+                hot.target[these] = node
+                self.room[node] -= int(hot.pages[these].sum())
+        planned = rows[hot.target[rows] >= 0]
+        self.left[Direction.PROMOTE] -= int(hot.pages[planned].sum())
+        return planned
+
+    # -- exchange --------------------------------------------------------------------------
+
+    def exchange(self) -> None:
+        """Pairs of a hot folio and the victims whose frames it gets.
+
+        A class at its cap or its floor exchanges with itself only; the others with one another.
+        """
+        limited = ~self._below_cap() & self.hot.open
+        for owner in np.unique(self._row(self.hot)[limited]):
+            mine = self._row(self.hot) == owner
+            self._exchange(limited & mine, self._row(self.cold) == owner)
+        self.hot.refuse(limited, Reason.LIMIT)
+        self._exchange(self.hot.open, np.ones(len(self.cold.pfn), np.bool_))
+        for owner in np.flatnonzero(self.owners.floor > 0):
+            mine = self._row(self.cold) == owner
+            self._exchange(self.hot.open & (self._row(self.hot) == owner), mine, floored=True)
+        self.hot.refuse(self.hot.open, Reason.NO_ROOM)
+
+    def _exchange(
+        self, hot_rows: NDArray[np.bool_], cold_rows: NDArray[np.bool_], *, floored: bool = False
+    ) -> None:
+        for node in self.room:
+            open_ = self.cold.open & cold_rows & (self.cold.node == node)
+            victims = np.flatnonzero(open_ if floored else open_ & self._above_floor(open_))
+            guests = np.flatnonzero(hot_rows & self.hot.open & self.hot.allowed[node])
+            if len(guests) and len(victims):
+                self._pair(node, guests, victims, floored=floored)
+
+    def _pair(
+        self, node: int, guests: NDArray[np.intp], victims: NDArray[np.intp], *, floored: bool
+    ) -> None:
+        """Exchange as many of the best `guests` with `victims` as the margin lets."""
+        hot, cold = self.hot, self.cold
+        need = np.cumsum(hot.pages[guests]) - self.room[node]
+        last = np.searchsorted(np.cumsum(cold.pages[victims]), need)
+        enough = last < len(victims)  # the coldest victims up to `last` make the room
+        worst = victims[np.minimum(last, len(victims) - 1)]
+        fine = np.logical_and.accumulate(enough & self._better(guests, worst))
+        refused = np.zeros(len(hot.pfn), np.bool_)
+        refused[guests[enough & ~fine]] = True
+        hot.refuse(refused, Reason.MARGIN)
+        guests = self._within(Direction.PROMOTE, hot, guests[fine])
+        pages = int(hot.pages[guests].sum()) - self.room[node]
+        which = np.zeros(len(cold.pfn), np.bool_)
+        which[victims] = True
+        planned = self._demote(which, pages, floored=floored) if pages > 0 else victims[:0]
+        self.room[node] += int(cold.pages[planned].sum())
+        placed = self._place(_prefix(hot.pages, guests, self.room[node]))
+        planned = self._spare(node, planned)
+        if floored and cold.pages[planned].sum() > hot.pages[placed].sum():
+            self._undo_demotions(node, planned)
+            self._undo_promotions(placed)
+
+    def _better(self, guests: NDArray[np.intp], victims: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """bool[n]: whether each guest beats its victim by the margin."""
+        hot, cold, margin = self.hot, self.cold, self.margin
+        gain = hot.rate[guests] - cold.rate[victims]
+        noise = np.hypot(hot.error[guests], cold.error[victims])
+        enough: NDArray[np.bool_] = gain > margin.errors * noise
+        return enough & (hot.rate[guests] >= margin.factor * cold.rate[victims])
+
+    def _spare(self, node: int, planned: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Take back demotions whose room nobody got; returns those that stay."""
+        pages = self.cold.pages[planned][::-1]
+        surplus = int(np.searchsorted(np.cumsum(pages), self.room[node], side="right"))
+        kept, returned = np.split(planned, [len(planned) - surplus])
+        self._undo_demotions(node, returned)
+        return kept
+
+    def _undo_demotions(self, node: int, rows: NDArray[np.intp]) -> None:
+        for target in self.slow_room:
+            there = rows[self.cold.target[rows] == target]
+            self.slow_room[target] += int(self.cold.pages[there].sum())
+        pages = int(self.cold.pages[rows].sum())
+        self.room[node] -= pages
+        self.left[Direction.DEMOTE] += pages
+        self.cold.target[rows] = -1
+
+    def _undo_promotions(self, rows: NDArray[np.intp]) -> None:
+        for target in self.room:
+            there = rows[self.hot.target[rows] == target]
+            self.room[target] += int(self.hot.pages[there].sum())
+        self.left[Direction.PROMOTE] += int(self.hot.pages[rows].sum())
+        self.hot.target[rows] = -1
+
+    # -- bounds ----------------------------------------------------------------------------
+
+    def _row(self, side: _Side) -> NDArray[np.int64]:
+        """int64[n]: owner as an index into `Owners` without negative numbers."""
+        last = len(self.owners.floor) - 1
+        return np.where(side.owner < 0, last, side.owner).astype(np.int64)
+
+    def _within(
+        self, direction: Direction, side: _Side, rows: NDArray[np.intp]
+    ) -> NDArray[np.intp]:
+        """The first of `rows` that the budget covers; the rest is refused."""
+        kept = _prefix(side.pages, rows, self.left[direction])
+        beyond = np.zeros(len(side.pfn), np.bool_)
+        beyond[rows[len(kept) :]] = True
+        side.refuse(beyond, Reason.BUDGET)
+        return kept
+
+    def finish(self) -> MovePlan:
+        skipped: Counter[tuple[Direction, Reason]] = Counter()
+        for direction, side in ((Direction.DEMOTE, self.cold), (Direction.PROMOTE, self.hot)):
+            for each in np.unique(side.why[side.why != FREE_TO_GO]):
+                pages = int(side.pages[side.why == each].sum())
+                skipped[direction, REASONS[each]] += pages
+        return MovePlan(
+            demote=self.cold.moves(self.cold.pages.astype(np.uint32)),
+            promote=self.hot.moves(self.hot.pages.astype(np.uint32)),
+            skipped=dict(skipped),
+        )
+
+
+def _side(folios: Folios, weight: NDArray[np.float64], errors: float, *, descending: bool) -> _Side:
+    """Sort candidates by their weighted rate, shifted by `errors` standard errors."""
+    share = weight[folios.owner]
+    heat = rate(folios.state) * share
+    error = rate_error(folios.state) * share
+    bound = heat + errors * error
+    order = np.argsort(-bound if descending else bound, kind="stable")
+    return _Side(folios, order, heat, error)
+
+
+def _anywhere(side: _Side, ways: Mapping[int, Sequence[int]]) -> NDArray[np.bool_]:
+    """bool[n]: whether the cpuset allows any of the targets of the folio's node."""
+    result = np.zeros(len(side.pfn), np.bool_)
+    for node, targets in ways.items():
+        here = side.node == node
+        for target in targets:
+            result |= here & side.allowed[target]
+    return result
+
+
+def _ranked(
+    source: NDArray[np.int32], ways: Mapping[int, Sequence[int]], rank: int, target: int
+) -> NDArray[np.bool_]:
+    """bool[n]: whether `target` is the rank-th choice of each folio's node."""
+    sources = [n for n, targets in ways.items() if len(targets) > rank and targets[rank] == target]
+    return np.isin(source, sources)
+
+
+def _prefix(pages: NDArray[np.int64], rows: NDArray[np.intp], limit: int) -> NDArray[np.intp]:
+    """The longest prefix of `rows` with at most `limit` base pages."""
+    return rows[: int(np.searchsorted(np.cumsum(pages[rows]), limit, side="right"))]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One cycle: sample -> heat -> policy -> plan -> move -> `CycleReport`. No threads, no HTTP."""
+"""What a cycle has to tell: `CycleReport` and its parts, and `Explanation` of one frame."""
 
 from __future__ import annotations
 
@@ -103,3 +103,27 @@ class CycleReport:
     pressure: float | None
     degraded: tuple[str, ...]
     """Why less is done than the policy asks for; empty when all is well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What heat knows of one frame and what the policy would do with it."""
+
+    pfn: int
+    node: int
+    """-1 when the frame is in no tier."""
+    tier: str
+    """Name of its tier, "" for none."""
+    known: bool
+    """It was looked at since its data came there."""
+    looks: str
+    """The last four looks, newest last: A accessed, . idle; "" when unknown."""
+    share: float
+    """Share of looks that found it accessed."""
+    rate: float
+    """Accesses per window, and its standard error."""
+    error: float
+    threshold: float
+    """Accesses per window from which a frame belongs in the fastest tier."""
+    verdict: str
+    """One phrase: what the policy would do and why."""

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One cycle: sample -> heat -> policy -> plan -> move -> `CycleReport`. No threads, no HTTP."""
+
+from __future__ import annotations
+
+from tierd.engine.cycle import Engine
+from tierd.engine.report import (
+    ClassReport,
+    CycleReport,
+    Explanation,
+    FlowReport,
+    SamplerReport,
+    TierReport,
+)
+
+__all__ = [
+    "ClassReport",
+    "CycleReport",
+    "Engine",
+    "Explanation",
+    "FlowReport",
+    "SamplerReport",
+    "TierReport",
+]

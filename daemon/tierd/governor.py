@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Budgets that bind: bytes per second, CPU share, pressure, and tierd's own mistakes.
+
+No clock of its own: every method that needs the time is told it, in seconds of any clock that
+does not go back.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tierd.host import Pfns
+
+PRESSURE_HIGH: Final = 0.10
+"""Share of time in which tasks stall on memory (PSI, some avg10) above which moves slow down."""
+
+PRESSURE_FLOOR: Final = 1 / 16
+"""Under pressure the rate halves each cycle, but never below this share: demotion is what
+relieves pressure."""
+
+RECOVERY: Final = 1.25
+"""Growth of the rate per cycle once the pressure is gone."""
+
+BURST: Final = 1.0
+"""Seconds' worth of its rate that a bucket holds."""
+
+LEDGER_LIMIT: Final = 1 << 20
+"""Moved folios that are remembered, in each direction; beyond it the oldest are forgotten."""
+
+
+class TokenBucket:
+    """At most `rate` per second in the long run and `burst` at once."""
+
+    def __init__(self, rate: float, burst: float, now: float) -> None:
+        self.rate = rate
+        self.burst = burst
+        self._tokens = burst
+        self._then = now
+
+    def refill(self, now: float, share: float = 1.0) -> None:
+        """Let time pass; `share` of the rate applies to it."""
+        gained = max(now - self._then, 0.0) * self.rate * share
+        self._tokens = min(self._tokens + gained, self.burst)
+        self._then = max(now, self._then)
+
+    @property
+    def tokens(self) -> float:
+        """What may be spent now; negative after an overdraft."""
+        return self._tokens
+
+    def spend(self, amount: float) -> None:
+        """Take out what was used, known or not beforehand: a debt is paid before the next."""
+        self._tokens -= amount
+
+    def limit(self, rate: float, burst: float) -> None:
+        """New bounds; what is in the bucket stays, up to the new burst."""
+        self.rate = rate
+        self.burst = burst
+        self._tokens = min(self._tokens, burst)
+
+
+class Pressure:
+    """Share of the rates that memory pressure leaves: halves while it is high, then recovers."""
+
+    def __init__(self) -> None:
+        self.share = 1.0
+
+    def update(self, pressure: float | None) -> float:
+        """One cycle; `pressure` is PSI's "some avg10" as a ratio, None where there is none."""
+        if pressure is not None and pressure > PRESSURE_HIGH:
+            self.share = max(self.share / 2, PRESSURE_FLOOR)
+        else:
+            self.share = min(self.share * RECOVERY, 1.0)
+        return self.share
+
+
+@dataclass(slots=True)
+class _Entry:
+    """Folios that one cycle moved in one direction. pfn sorted; owner int16; left: bool, the
+    folio was moved on or is accounted for."""
+
+    time: float
+    pfn: Pfns
+    owner: NDArray[np.int16]
+    pages: NDArray[np.uint32]
+    left: NDArray[np.bool_]
+
+
+class Ledger:
+    """tierd's own moves in one direction, by the frame the data is in now.
+
+    Answers which candidates were moved only just now (minimum residency), and which moves
+    undo an earlier one (waste). Bounded by `LEDGER_LIMIT` folios and by age.
+    """
+
+    def __init__(self) -> None:
+        self._entries: deque[_Entry] = deque()
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def add(
+        self,
+        now: float,
+        pfn: Pfns,
+        owner: NDArray[np.int16],
+        pages: NDArray[np.uint32],
+    ) -> None:
+        """Remember folios, by their new frames, of class indices `owner`."""
+        if not len(pfn):
+            return
+        order = np.argsort(pfn)
+        left = np.zeros(len(pfn), np.bool_)
+        self._entries.append(_Entry(now, pfn[order], owner[order], pages[order], left))
+        self._size += len(pfn)
+        while self._size > LEDGER_LIMIT and len(self._entries) > 1:
+            self._size -= len(self._entries.popleft().pfn)
+
+    def prune(self, before: float) -> None:
+        """Forget moves made before that time."""
+        while self._entries and self._entries[0].time < before:
+            self._size -= len(self._entries.popleft().pfn)
+
+    def recent(self, pfn: Pfns, since: float) -> NDArray[np.bool_]:
+        """bool[n]: whether each frame (any order) holds data moved at or after `since`."""
+        result = np.zeros(len(pfn), np.bool_)
+        for entry in self._entries:
+            if entry.time >= since:
+                row, found = _lookup(entry.pfn, pfn)
+                result |= found & ~entry.left[row]
+        return result
+
+    def leave(self, pfn: Pfns, since: float) -> NDArray[np.float64]:
+        """float64[n]: when each frame's data was moved, NaN if not at or after `since`.
+
+        These data move on now: each is found only once.
+        """
+        result = np.full(len(pfn), np.nan)
+        for entry in self._entries:
+            if entry.time >= since:
+                row, found = _lookup(entry.pfn, pfn)
+                found &= ~entry.left[row]
+                entry.left[row[found]] = True
+                result[found] = entry.time
+        return result
+
+
+def _lookup(table: Pfns, pfn: Pfns) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    row = np.minimum(np.searchsorted(table, pfn), len(table) - 1)
+    return row, table[row] == pfn
+
+
+TRIP: Final = 0.5
+"""Share of a class's promotions that go back soon at which it is stopped."""
+
+TRIP_PAGES: Final = 1024
+"""Fewer wasted pages than this never stop a class: 4 MiB can be bad luck."""
+
+MEMORY: Final = 0.8
+"""Weight of the past per cycle in the sums that `Thrash` judges by."""
+
+
+class Thrash:
+    """Stops the promotions of a class that undoes them, restarts it when its pattern lasts.
+
+    A page demoted soon after its promotion is waste. The sums of promoted and wasted pages fade,
+    so the judgement is on the last few cycles' worth. A stopped class is observed: once the
+    candidates that it has would have stayed hot as long as promotions used to live, twice over,
+    its pattern is taken to last and promotion begins again.
+    """
+
+    def __init__(self, classes: int) -> None:
+        """For `classes` configured classes and the pages that are in none (index -1)."""
+        n = classes + 1
+        self._promoted = np.zeros(n)
+        self._wasted = np.zeros(n)
+        self.stopped = np.zeros(n, np.bool_)
+        self._since = np.zeros(n)
+        self._life = np.zeros(n)
+        self._changed = np.zeros(n)
+
+    def update(
+        self,
+        now: float,
+        promoted: NDArray[np.int64],
+        wasted: NDArray[np.int64],
+        life: NDArray[np.float64],
+        persists: NDArray[np.bool_],
+    ) -> None:
+        """One cycle. All arrays have one entry per class, the last for pages in none.
+
+        promoted, wasted: base pages in this cycle. life: mean seconds between the promotion and
+        the demotion of the wasted ones (0 without any). persists: whether the class's candidates
+        are mostly those of the cycle before.
+        """
+        self._promoted = self._promoted * MEMORY + promoted
+        self._wasted = self._wasted * MEMORY + wasted
+        self._life = np.where(wasted > 0, np.maximum(self._life * MEMORY, life), self._life)
+        trip = (self._wasted >= TRIP_PAGES) & (self._wasted > TRIP * self._promoted)
+        self._since = np.where(trip & ~self.stopped, now, self._since)
+        self._changed = np.where(persists & ~trip, self._changed, now)
+        calm = self.stopped & (now - self._changed >= 2 * self._life)
+        self._promoted[calm] = 0
+        self._wasted[calm] = 0
+        self.stopped = (self.stopped | trip) & ~calm
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What one cycle may spend. Bytes per direction; the rates those come from, bytes/s."""
+
+    promote: int
+    demote: int
+    promote_rate: int
+    demote_rate: int
+
+
+class Budget:
+    """The rate limits of both directions and the CPU share of sampling."""
+
+    def __init__(self, promote: int, demote: int, cpu: float, interval: float, now: float) -> None:
+        """promote, demote: bytes/s. cpu: CPU seconds per second. interval: seconds."""
+        burst = max(BURST, interval)
+        self._promote = TokenBucket(promote, promote * burst, now)
+        self._demote = TokenBucket(demote, demote * burst, now)
+        self._cpu = TokenBucket(cpu, cpu * 2 * interval, now)
+        self._pressure = Pressure()
+
+    def limit(self, promote: int, demote: int, cpu: float, interval: float) -> None:
+        """New limits between cycles; spent tokens stay spent."""
+        burst = max(BURST, interval)
+        self._promote.limit(promote, promote * burst)
+        self._demote.limit(demote, demote * burst)
+        self._cpu.limit(cpu, cpu * 2 * interval)
+
+    def begin(self, now: float, pressure: float | None) -> Allowance:
+        """Let time pass up to this cycle and say what it may move."""
+        share = self._pressure.update(pressure)
+        self._promote.refill(now, share)
+        self._demote.refill(now, share)
+        self._cpu.refill(now)
+        return Allowance(
+            promote=max(int(min(self._promote.tokens, self._promote.burst * share)), 0),
+            demote=max(int(min(self._demote.tokens, self._demote.burst * share)), 0),
+            promote_rate=int(self._promote.rate * share),
+            demote_rate=int(self._demote.rate * share),
+        )
+
+    @property
+    def cpu(self) -> float:
+        """CPU seconds that sampling may use in this cycle."""
+        return max(self._cpu.tokens, 0.0)
+
+    def spent(self, promoted: int, demoted: int, cpu: float) -> None:
+        """Bytes that were moved or tried, CPU seconds of sampling."""
+        self._promote.spend(promoted)
+        self._demote.spend(demoted)
+        self._cpu.spend(cpu)
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """Bytes left: (promote, demote)."""
+        return int(self._promote.tokens), int(self._demote.tokens)

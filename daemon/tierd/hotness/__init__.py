@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Heat of every page frame: two bytes each, in place, vectorised.
+
+`HeatMap` knows frames, not folios: it is told about folio heads, and tails stay unknown to it.
+Pure: no I/O, no clock, no randomness.
+"""
+
+from __future__ import annotations
+
+from tierd.hotness.heatmap import CHUNK, Candidates, HeatMap, Seen
+from tierd.hotness.state import LEVELS, level_rate, level_state, rate, rate_error, recent
+
+__all__ = [
+    "CHUNK",
+    "LEVELS",
+    "Candidates",
+    "HeatMap",
+    "Seen",
+    "level_rate",
+    "level_state",
+    "rate",
+    "rate_error",
+    "recent",
+]

@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`HeatMap`: the states of all frames, their histogram, and the search for candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tierd.host import NO_PFN, Pfns, Span
+from tierd.hotness.state import (
+    KNOWN_FROM,
+    LEVEL_EDGES,
+    LEVELS,
+    Q_ONE,
+    Q_SHIFT,
+    STATES,
+    level_state,
+    phase_of,
+    recent,
+    transitions,
+)
+
+CHUNK: Final = 128 * 1024
+"""Frames that are worked on at once: temporaries stay within the second-level cache."""
+
+SCAN_LIMIT: Final = 64 * 1024 * 1024
+"""Frames that one search for candidates reads at most; the next one goes on from there."""
+
+_SHIFT: Final = np.uint16(Q_SHIFT)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What one batch said about one node. `expected` is how many of the frames that were known
+    before should have been found accessed, `met` how many of those were."""
+
+    node: int
+    looked: int
+    accessed: int
+    expected: float
+    met: int
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Frames and their states, best first. pfn: uint64[n]; state: uint16[n]."""
+
+    pfn: Pfns
+    state: NDArray[np.uint16]
+
+    def __len__(self) -> int:
+        return len(self.pfn)
+
+
+class HeatMap:
+    """Heat of all frames in `spans` (sorted by start, disjoint).
+
+    Spans are cut into chunks at multiples of `CHUNK`. Beside its states each chunk has a
+    histogram over `LEVELS` levels of heat (256 bytes for 128 Ki frames), kept as frames are
+    observed; it says which chunks a search need not look into. State arrays are zeroed lazily:
+    memory is used when a frame is first looked at.
+    """
+
+    def __init__(self, spans: Sequence[Span]) -> None:
+        self._states: list[NDArray[np.uint16]] = []
+        starts: list[int] = []
+        nodes: list[int] = []
+        for span in spans:
+            array = np.zeros(span.frames, np.uint16)
+            start = span.start
+            while start < span.end:
+                end = min((start // CHUNK + 1) * CHUNK, span.end)
+                self._states.append(array[start - span.start : end - span.start])
+                starts.append(start)
+                nodes.append(span.node)
+                start = end
+        self._start = np.array(starts, np.int64)
+        self._end = self._start + np.array([len(chunk) for chunk in self._states], np.int64)
+        self._node = np.array(nodes, np.int32)
+        self._levels = np.zeros((len(starts), LEVELS), np.uint32)
+        self._levels[:, 0] = self._end - self._start
+        self._totals: dict[int, NDArray[np.int64]] = {}
+        for node in sorted(set(nodes)):
+            mine = self._levels[self._node == node]
+            self._totals[node] = mine.sum(axis=0, dtype=np.int64)
+        self._cursor = 0
+        self._pass = 0
+
+    # -- what is known ---------------------------------------------------------------------
+
+    @property
+    def frames(self) -> int:
+        """Frames in all spans."""
+        return int((self._end - self._start).sum())
+
+    def histogram(self, nodes: Collection[int]) -> NDArray[np.int64]:
+        """int64[LEVELS]: frames of `nodes` per level; level 0 is the unknown ones."""
+        total = np.zeros(LEVELS, np.int64)
+        for node in nodes:
+            if node in self._totals:
+                total += self._totals[node]
+        return total
+
+    def states(self, pfn: Pfns) -> NDArray[np.uint16]:
+        """uint16[n]: state of each frame, in any order; 0 (unknown) outside all spans."""
+        result = np.zeros(len(pfn), np.uint16)
+        for chunk, rows, offset in self._located(pfn):
+            result[rows] = self._states[chunk][offset]
+        return result
+
+    # -- what changes it -------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Begin a new pass of looks; only steps the dither."""
+        self._pass += 1
+
+    def observe(
+        self, pfn: Pfns, weight: NDArray[np.uint8], granularity: int = 1
+    ) -> tuple[Seen, ...]:
+        """Enter the outcome of one look at each frame.
+
+        pfn: uint64[n] sorted and unique; weight: uint8[n], 0 is idle. An entry speaks for
+        `granularity` frames from its own on. Frames outside all spans are ignored.
+        """
+        if granularity > 1:
+            pfn, weight = _spread(pfn, weight, granularity)
+        seen: list[Seen] = []
+        for chunk, begin, end in self._slices(pfn):
+            seen.append(self._observe_chunk(chunk, pfn[begin:end], weight[begin:end]))
+        return tuple(seen)
+
+    def _observe_chunk(self, chunk: int, pfn: Pfns, weight: NDArray[np.uint8]) -> Seen:
+        states = self._states[chunk]
+        n = len(pfn)
+        first = int(pfn[0]) - int(self._start[chunk])
+        where: slice | NDArray[np.int64] = slice(first, first + n)
+        if int(pfn[-1]) - int(pfn[0]) != n - 1:  # frames between that were not looked at
+            where = (pfn - np.uint64(self._start[chunk])).view(np.int64)
+        old = states[where]
+        hit = weight > 0
+        index = np.multiply(hit, STATES, dtype=np.intp)
+        np.add(index, old, out=index, casting="unsafe")
+        new = np.take(transitions(phase_of(self._pass)), index, mode="clip")
+        q = old >> _SHIFT
+        expected = int(q.sum(dtype=np.uint64)) / Q_ONE
+        known = q > 0
+        met = np.count_nonzero(hit & known)
+        whole = 2 * n > len(states)
+        before = None if whole else np.bincount(q, minlength=Q_ONE)
+        states[where] = new
+        if before is None:
+            counts = _fold(np.bincount(states >> _SHIFT, minlength=Q_ONE))
+            self._replace(chunk, counts)
+        else:
+            after = np.bincount(new >> _SHIFT, minlength=Q_ONE)
+            self._shift(chunk, _fold(after - before))
+        accessed = int(np.count_nonzero(hit))
+        return Seen(int(self._node[chunk]), n, accessed, expected, int(met))
+
+    def move(self, old: Pfns, new: Pfns) -> None:
+        """The data of each frame `old` is now in frame `new` (NO_PFN where nobody knows): its
+        heat goes with it. Both uint64[n], in any order; `old` frames become unknown."""
+        state = self.states(old)
+        self.forget(old)
+        there = new != NO_PFN
+        self._put(new[there], state[there])
+
+    def forget(self, pfn: Pfns) -> None:
+        """Frames (any order) whose data is gone become unknown."""
+        self._put(pfn, np.zeros(len(pfn), np.uint16))
+
+    def _put(self, pfn: Pfns, state: NDArray[np.uint16]) -> None:
+        for chunk, rows, offset in self._located(pfn):
+            states = self._states[chunk]
+            offset, last = np.unique(offset[::-1], return_index=True)
+            new = state[rows][::-1][last]
+            before = np.bincount(states[offset] >> _SHIFT, minlength=Q_ONE)
+            states[offset] = new
+            after = np.bincount(new >> _SHIFT, minlength=Q_ONE)
+            self._shift(chunk, _fold(after - before))
+
+    def _replace(self, chunk: int, counts: NDArray[np.int64]) -> None:
+        self._shift(chunk, counts - self._levels[chunk])
+
+    def _shift(self, chunk: int, change: NDArray[np.int64]) -> None:
+        self._levels[chunk] = self._levels[chunk] + change
+        self._totals[int(self._node[chunk])] += change
+
+    # -- the search ------------------------------------------------------------------------
+
+    def hottest(
+        self, nodes: Collection[int], count: int, floor: int = KNOWN_FROM, looks: int = 2
+    ) -> Candidates:
+        """At least `count` of the hottest frames of `nodes` if there are as many, hottest first.
+
+        Only frames in a state of at least `floor` that were accessed in at least `looks` of the
+        last four looks. The histogram says how deep to go; when the search reads `SCAN_LIMIT`
+        frames it ends with what it has, and the next one begins where it stopped.
+        """
+        found = Candidates(np.zeros(0, np.uint64), np.zeros(0, np.uint16))
+        lowest = int(np.searchsorted(LEVEL_EDGES, floor >> Q_SHIFT, side="right")) - 1
+        total = self.histogram(nodes)
+        for level in _depths(total, count, lowest, hottest=True):
+            bottom = max(floor, level_state(level))
+            found = self._search(nodes, slice(level, LEVELS), bottom, STATES - 1, (looks, 4))
+            if len(found) >= count:
+                break
+        order = np.argsort(found.state, kind="stable")[::-1][:count]
+        return Candidates(found.pfn[order], found.state[order])
+
+    def coldest(
+        self, nodes: Collection[int], count: int, ceiling: int = STATES, looks: int = 1
+    ) -> Candidates:
+        """At least `count` of the coldest known frames of `nodes` if there are as many, coldest
+        first. Only frames in a state below `ceiling` that were accessed in at most `looks` of
+        the last four looks. Bounded as `hottest`."""
+        found = Candidates(np.zeros(0, np.uint64), np.zeros(0, np.uint16))
+        highest = int(np.searchsorted(LEVEL_EDGES, (ceiling - 1) >> Q_SHIFT, side="right")) - 1
+        total = self.histogram(nodes)
+        for level in _depths(total, count, highest, hottest=False):
+            top = min(ceiling, level_state(level + 1)) - 1
+            found = self._search(nodes, slice(1, level + 1), KNOWN_FROM, top, (0, looks))
+            if len(found) >= count:
+                break
+        order = np.argsort(found.state, kind="stable")[:count]
+        return Candidates(found.pfn[order], found.state[order])
+
+    def _search(
+        self,
+        nodes: Collection[int],
+        levels: slice,
+        low: int,
+        high: int,
+        looks: tuple[int, int],
+    ) -> Candidates:
+        """All frames of `nodes` in states low..high, from chunks that have any in `levels`."""
+        some = self._levels[:, levels].any(axis=1) & np.isin(self._node, list(nodes))
+        chunks = np.flatnonzero(some)
+        chunks = np.roll(chunks, -int(np.searchsorted(chunks, self._cursor)))
+        pfns: list[Pfns] = []
+        kept: list[NDArray[np.uint16]] = []
+        read = 0
+        for chunk in chunks:
+            states = self._states[chunk]
+            at = np.flatnonzero((states >= np.uint16(low)) & (states <= np.uint16(high)))
+            state = states[at]
+            seen = recent(state)
+            door = (seen >= looks[0]) & (seen <= looks[1])
+            kept.append(state[door])
+            pfns.append((at[door] + self._start[chunk]).astype(np.uint64))
+            read += len(states)
+            if read >= SCAN_LIMIT:
+                self._cursor = int(chunk) + 1
+                break
+        if not pfns:
+            return Candidates(np.zeros(0, np.uint64), np.zeros(0, np.uint16))
+        return Candidates(np.concatenate(pfns), np.concatenate(kept))
+
+    def pick(self, nodes: Collection[int], count: int, random: np.random.Generator) -> Candidates:
+        """About `count` known frames of `nodes`, drawn with replacement, each as likely."""
+        known = self._levels[:, 1:].sum(axis=1, dtype=np.int64)
+        known[~np.isin(self._node, list(nodes))] = 0
+        if not known.any():
+            return Candidates(np.zeros(0, np.uint64), np.zeros(0, np.uint16))
+        draws = random.multinomial(count, known / known.sum())
+        pfns: list[Pfns] = []
+        kept: list[NDArray[np.uint16]] = []
+        for chunk in np.flatnonzero(draws):
+            states = self._states[chunk]
+            at = random.integers(0, len(states), _tries(draws[chunk], known[chunk], len(states)))
+            at = at[states[at] >= KNOWN_FROM][: draws[chunk]]
+            pfns.append((at + self._start[chunk]).astype(np.uint64))
+            kept.append(states[at])
+        return Candidates(np.concatenate(pfns), np.concatenate(kept))
+
+    # -- where a frame is ------------------------------------------------------------------
+
+    def _slices(self, pfn: Pfns) -> Iterator[tuple[int, int, int]]:
+        """(chunk, begin, end) for each chunk that sorted `pfn` touches."""
+        if not len(pfn):
+            return
+        first = int(np.searchsorted(self._end, int(pfn[0]), side="right"))
+        last = int(np.searchsorted(self._start, int(pfn[-1]), side="right"))
+        for chunk in range(first, last):
+            bounds = np.array([self._start[chunk], self._end[chunk]], np.uint64)
+            begin, end = np.searchsorted(pfn, bounds)
+            if end > begin:
+                yield chunk, int(begin), int(end)
+
+    def _located(self, pfn: Pfns) -> Iterator[tuple[int, NDArray[np.intp], NDArray[np.int64]]]:
+        """(chunk, rows of `pfn` in it, their offsets in the chunk) for frames in any order."""
+        where = pfn.astype(np.int64)
+        chunk = np.searchsorted(self._start, where, side="right") - 1
+        inside = (chunk >= 0) & (where < self._end[chunk]) & (pfn != NO_PFN)
+        for each in np.unique(chunk[inside]):
+            rows = np.flatnonzero(inside & (chunk == each))
+            yield int(each), rows, where[rows] - self._start[each]
+
+
+def _tries(wanted: int, known: int, frames: int) -> int:
+    """Draws from a chunk to hit `wanted` known frames, bounded where those are rare."""
+    return min(int(2 * wanted * frames / known) + 8, frames)
+
+
+def _fold(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """int64[1024] by q -> int64[LEVELS]."""
+    folded: NDArray[np.int64] = np.add.reduceat(counts, LEVEL_EDGES)
+    return folded
+
+
+def _depths(total: NDArray[np.int64], count: int, limit: int, *, hottest: bool) -> Iterator[int]:
+    """Levels to search down (or up) to: as deep as `count` frames need, then ever deeper,
+    because not every frame of a level passes the test on its last looks."""
+    levels = range(LEVELS - 1, max(limit, 1) - 1, -1) if hottest else range(1, limit + 1)
+    if count <= 0 or not len(levels):
+        return
+    below = np.cumsum([int(total[level]) for level in levels])
+    wanted = 2 * count
+    while True:
+        step = int(np.searchsorted(below, wanted))
+        if step >= len(levels):
+            yield levels[-1]
+            return
+        yield levels[step]
+        wanted = 4 * int(below[step])
+
+
+def _spread(
+    pfn: Pfns, weight: NDArray[np.uint8], granularity: int
+) -> tuple[Pfns, NDArray[np.uint8]]:
+    """One entry per frame from one per `granularity` frames; never past the next entry."""
+    end = pfn + np.uint64(granularity)
+    end[:-1] = np.minimum(end[:-1], pfn[1:])
+    length = (end - pfn).astype(np.intp)
+    begin = np.cumsum(length) - length
+    within = np.arange(int(length.sum())) - np.repeat(begin, length)
+    return np.repeat(pfn, length) + within.astype(np.uint64), np.repeat(weight, length)

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What two bytes remember of one page frame, and how a look changes them.
+
+A state is a ``uint16``::
+
+    15            6 5   4 3        0
+    +--------------+-----+----------+
+    | q, 10 bits   | age | looks    |
+    +--------------+-----+----------+
+
+- *looks*: the outcomes of the last four looks, the newest in bit 0. What is hot now.
+- *q*: share of looks that found the frame accessed, in 1/1024, never 0 for a known frame.
+  What is hot usually.
+- *age*: how much evidence stands behind q. It sets the gain, so that a new frame is known after
+  a few looks and an old one is not thrown off by one of them.
+
+States below 16 have q = 0: the frame is unknown, it was never looked at.
+
+The mean of yes/no outcomes with gain 1/64 is slow when the program changes its mind. So a run of
+outcomes that q calls all but impossible (four idle looks of a frame that is accessed in 95 % of
+them) is taken for what it is, a change: q restarts from the run and age from zero. This is
+Bayesian change-point detection with a fixed hazard, cut down to what fits in a table.
+
+One look is one table lookup: `transitions` holds the successor of every state. Rounding to ten
+bits would freeze small values of q, so rounding is dithered over `PHASES` tables.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+STATES: Final = 1 << 16
+UNKNOWN: Final = 0
+KNOWN_FROM: Final = 1 << 6
+"""Every known state is at least this (q >= 1/1024)."""
+
+Q_ONE: Final = 1024
+Q_MAX: Final = Q_ONE - 1
+Q_SHIFT: Final = 6
+AGE_SHIFT: Final = 4
+LOOKS_MASK: Final = 15
+
+GAINS: Final = (1 / 4, 1 / 10, 1 / 24, 1 / 64)
+"""Gain of one look by age; about the inverse of the number of looks behind q."""
+
+_SPAN: Final = (4, 10, 24)
+"""Looks that a frame spends at each age before the last, on average."""
+
+HAZARD: Final = 1e-3
+"""Prior probability that a frame changes its mind between two looks."""
+
+FIRST: Final = (1 / 16, 1 / 2)
+"""q after a first look that found the frame idle, accessed: most memory is idle."""
+
+PHASES: Final = 16
+
+
+def phase_of(number: int) -> int:
+    """Dither phase of the number-th pass. Steps of the golden ratio: equidistributed also for
+    a block that is looked at in every k-th pass only."""
+    return int(number * 0.6180339887498949 % 1.0 * PHASES)
+
+
+@lru_cache(maxsize=PHASES)
+def transitions(phase: int) -> NDArray[np.uint16]:
+    """uint16[2 * STATES]: the state after a look. Index: accessed * STATES + state."""
+    state = np.arange(STATES, dtype=np.int64)
+    both = [_step(state, hit, phase) for hit in (False, True)]
+    table = np.concatenate(both).astype(np.uint16)
+    table.setflags(write=False)
+    return table
+
+
+def _step(state: NDArray[np.int64], hit: bool, phase: int) -> NDArray[np.int64]:
+    q = state >> Q_SHIFT
+    age = (state >> AGE_SHIFT) & 3
+    looks = ((state & LOOKS_MASK) << 1 | int(hit)) & LOOKS_MASK
+    goal = Q_MAX if hit else 1
+    dither = (phase + 0.5) / PHASES
+    moved = np.floor(q + np.asarray(GAINS)[age] * (goal - q) + dither).astype(np.int64)
+    moved = np.clip(moved, 1, Q_MAX)
+    older = np.minimum(age + _grows(age, q, phase), 3)
+
+    run = _run(looks, hit)
+    changed = _changed(q / Q_ONE, age, run, hit)
+    fresh = (run + 0.5) / (run + 1.0) if hit else 0.5 / (run + 1.0)
+    restart = np.rint(fresh * Q_ONE).astype(np.int64)
+    restart = np.maximum(moved, restart) if hit else np.minimum(moved, restart)
+    moved = np.where(changed, restart, moved)
+    older = np.where(changed, 0, older)
+
+    unknown = q == 0
+    moved = np.where(unknown, round(FIRST[hit] * Q_ONE), moved)
+    older = np.where(unknown, 0, older)
+    looks = np.where(unknown, int(hit), looks)
+    return moved << Q_SHIFT | older << AGE_SHIFT | looks
+
+
+def _grows(age: NDArray[np.int64], q: NDArray[np.int64], phase: int) -> NDArray[np.int64]:
+    """1 where the frame grows older in this phase: in one of `_SPAN[age]` looks. What the phases
+    are too few for, the low bits of q decide."""
+    tick = phase + PHASES * (q & 1)
+    every = np.asarray([*_SPAN, 2 * PHASES])[age]
+    return ((tick * 7 % (2 * PHASES)) < 2 * PHASES / every).astype(np.int64)
+
+
+def _run(looks: NDArray[np.int64], hit: bool) -> NDArray[np.int64]:
+    """How many of the newest outcomes are alike, 1..4."""
+    same = looks if hit else ~looks & LOOKS_MASK
+    run = np.ones_like(looks)
+    for length in (2, 3, 4):
+        mask = (1 << length) - 1
+        run = np.where(same & mask == mask, length, run)
+    return run
+
+
+def _changed(
+    q: NDArray[np.float64], age: NDArray[np.int64], run: NDArray[np.int64], hit: bool
+) -> NDArray[np.bool_]:
+    """Where a run is likelier to be a change than chance: HAZARD > probability of the run.
+
+    One outcome is never enough, and a frame of age 0 follows its looks fast anyway.
+    """
+    chance = q if hit else 1 - q
+    return (run >= 2) & (age > 0) & (chance**run < HAZARD)
+
+
+def _rates() -> NDArray[np.float64]:
+    """float64[1024] accesses per window by q: with Poisson accesses a share q of the windows
+    sees one at the rate -ln(1 - q). Yes/no saturates, rates do not."""
+    q: NDArray[np.float64] = np.arange(Q_ONE) / Q_ONE
+    return -np.log1p(-q)
+
+
+RATES: Final = _rates()
+
+
+def rate(state: NDArray[np.uint16]) -> NDArray[np.float64]:
+    """float64[n]: accesses per window, 0 for unknown frames."""
+    result: NDArray[np.float64] = RATES[state >> np.uint16(Q_SHIFT)]
+    return result
+
+
+def _errors() -> NDArray[np.float64]:
+    """float64[4096]: standard error of the rate by state >> 4 (q and age).
+
+    The variance of the rate is q / (1 - q) / n (delta method); an average with gain g has as
+    much evidence as n = 2/g - 1 looks. q is kept half a look away from 0 and 1: a frame that was
+    seen twice in two looks is not known to be accessed in all of them.
+    """
+    code = np.arange(STATES >> AGE_SHIFT)
+    looks = (2 / np.asarray(GAINS) - 1)[code & 3]
+    q = np.clip((code >> 2) / Q_ONE, 0.5 / (looks + 1), 1 - 0.5 / (looks + 1))
+    error: NDArray[np.float64] = np.sqrt(q / (1 - q) / looks)
+    return error
+
+
+ERRORS: Final = _errors()
+
+
+def rate_error(state: NDArray[np.uint16]) -> NDArray[np.float64]:
+    """float64[n]: standard error of `rate`."""
+    result: NDArray[np.float64] = ERRORS[state >> np.uint16(AGE_SHIFT)]
+    return result
+
+
+_COUNT: Final = np.array([bin(code).count("1") for code in range(16)], np.uint8)
+
+
+def recent(state: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """uint8[n]: in how many of the last four looks each frame was accessed."""
+    result: NDArray[np.uint8] = _COUNT[state & np.uint16(LOOKS_MASK)]
+    return result
+
+
+def _edges() -> NDArray[np.int64]:
+    """Lower bounds of the levels in q: 0 alone is level 0 (unknown), then each level is at
+    least an eighth hotter by rate than the one before."""
+    edges = [0, 1]
+    while True:
+        wanted = RATES[edges[-1]] * 1.125
+        nearest = int(np.searchsorted(RATES, wanted))
+        following = max(nearest, edges[-1] + 1)
+        if following > Q_MAX:
+            return np.array(edges)
+        edges.append(following)
+
+
+LEVEL_EDGES: Final = _edges()
+LEVELS: Final = len(LEVEL_EDGES)
+
+
+def level_state(level: int) -> int:
+    """The lowest state of a level; one beyond the hottest level gives STATES."""
+    return int(LEVEL_EDGES[level]) << Q_SHIFT if level < LEVELS else STATES
+
+
+def level_rate(level: int) -> float:
+    """Accesses per window at the lower edge of a level; of the hottest state beyond them."""
+    return float(RATES[LEVEL_EDGES[level]]) if level < LEVELS else float(RATES[Q_MAX])

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine on a machine in arrays: what is hot ends up in the fast tier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from tierd.config import Class, Config, Migration, Mode
+from tierd.engine import Engine
+from tierd.host import (
+    KPF,
+    NO_PFN,
+    Capability,
+    Cgroup,
+    CpuTimes,
+    Feature,
+    Node,
+    NodeMemory,
+    Pfns,
+    Span,
+)
+from tierd.movers import MoveResult
+from tierd.planner import Direction, Moves, Reason
+from tierd.samplers import SampleBatch, SamplerStatus
+from tierd.topology import build
+
+FAST, SLOW = 0, 1
+
+
+class Machine:
+    """Two nodes of `frames` frames each; `page[f]` is the page in a frame, -1 when free.
+
+    Host, sampler and mover in one: a look finds the pages in `hot` accessed.
+    """
+
+    page_size = 4096
+    name = "fake"
+
+    def __init__(self, frames: int = 4096, base: int = 512) -> None:
+        self.frames, self.base = frames, base
+        self.page = np.full(2 * frames, -1)
+        self.cgroup = np.zeros(2 * frames, np.uint64)
+        self.hot = np.zeros(2 * frames, bool)
+        self.now = 0.0
+        self.refuse: set[int] = set()
+        self.groups: tuple[Cgroup, ...] = ()
+        self.looks = 0
+
+    def fill(self, node: int, count: int, first: int, cgroup: int = 0) -> None:
+        """Put pages first..first+count-1 on a node."""
+        free = np.flatnonzero(self.page[self._of(node)] < 0)[:count] + node * self.frames
+        assert len(free) == count
+        self.page[free] = np.arange(first, first + count)
+        self.cgroup[free] = cgroup
+
+    def _of(self, node: int) -> slice:
+        return slice(node * self.frames, (node + 1) * self.frames)
+
+    def on(self, node: int, pages: np.ndarray) -> int:
+        return int(np.isin(self.page[self._of(node)], pages).sum())
+
+    # Host
+    def capabilities(self) -> tuple[Capability, ...]:
+        return tuple(Capability(feature, True, "fake") for feature in Feature)
+
+    def nodes(self) -> tuple[Node, ...]:
+        span = [
+            Span(n, self.base + n * self.frames, self.base + (n + 1) * self.frames) for n in (0, 1)
+        ]
+        return tuple(
+            Node(n, frozenset({0} if n == 0 else ()), (span[n],), {0: 10, 1: 20}) for n in (0, 1)
+        )
+
+    def node_memory(self) -> tuple[NodeMemory, ...]:
+        size = self.frames * 4096
+        free = [int((self.page[self._of(n)] < 0).sum()) * 4096 for n in (0, 1)]
+        return tuple(NodeMemory(n, size, free[n], 0) for n in (0, 1))
+
+    def cgroups(self) -> tuple[Cgroup, ...]:
+        return self.groups
+
+    def flags(self, pfn: Pfns) -> np.ndarray:
+        used = self.page[pfn.astype(int) - self.base] >= 0
+        return np.where(used, np.uint64(KPF.LRU | KPF.ANON), np.uint64(KPF.BUDDY))
+
+    def cgroup_inodes(self, pfn: Pfns) -> np.ndarray:
+        return self.cgroup[pfn.astype(int) - self.base]
+
+    def pressure(self) -> float | None:
+        return 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def cpu_times(self) -> CpuTimes:
+        return CpuTimes(0.0, 0.0)
+
+    # Sampler
+    def sample(self, cpu_budget: float) -> Iterator[SampleBatch]:
+        self.looks += 1
+        if self.looks == 1:
+            return  # only marks
+        at = np.flatnonzero(self.page >= 0)
+        weight = self.hot[self.page[at]].astype(np.uint8)
+        yield SampleBatch("fake", (at + self.base).astype(np.uint64), weight, 0, 1)
+
+    def status(self) -> SamplerStatus:
+        return SamplerStatus("fake", 1.0, 1.0, 1.0)
+
+    def close(self) -> None:
+        self.looks = -1
+
+    # Mover
+    def move(self, moves: Moves, deadline: float) -> MoveResult:
+        n = len(moves.pfn)
+        moved, new = np.zeros(n, bool), np.full(n, NO_PFN)
+        landed = moves.source.copy()
+        failed = {Reason.BUSY: 0}
+        for i, (pfn, target) in enumerate(zip(moves.pfn, moves.target, strict=True)):
+            old = int(pfn) - self.base
+            assert self.page[old] >= 0
+            assert old // self.frames == moves.source[i]
+            free = np.flatnonzero(self.page[self._of(int(target))] < 0)
+            assert len(free), "a move was started without room for it"
+            if self.page[old] in self.refuse:
+                failed[Reason.BUSY] += 1
+                continue
+            there = int(free[0]) + int(target) * self.frames
+            self.page[there], self.page[old] = self.page[old], -1
+            self.cgroup[there], self.cgroup[old] = self.cgroup[old], 0
+            moved[i], landed[i], new[i] = True, target, there + self.base
+        return MoveResult(moves, moved, landed, new, failed, 0.0)
+
+
+def engine_for(machine: Machine, **config: object) -> Engine:
+    migration = Migration.model_validate(config.pop("migration", {}))
+    policy = Config(version=1, mode=Mode.TIER, migration=migration).model_copy(update=config)
+    topology = build(machine.nodes(), None, 1)
+    return Engine(machine, policy, topology, [machine], machine)  # type: ignore[arg-type]
+
+
+def run(engine: Engine, machine: Machine, cycles: int) -> list:
+    reports = []
+    for _ in range(cycles):
+        reports.append(engine.cycle())
+        machine.now += 1.0
+    return reports
+
+
+def moved(reports: list, direction: Direction) -> int:
+    return sum(f.moved for r in reports for f in r.flows if f.direction is direction)
+
+
+def test_hot_pages_are_promoted_into_free_room_and_the_rest_stays() -> None:
+    machine = Machine()
+    machine.fill(SLOW, 1600, 0)
+    machine.hot[:256] = True
+    engine = engine_for(machine)
+    reports = run(engine, machine, 4)
+    assert machine.on(FAST, np.arange(256)) == 256
+    assert moved(reports, Direction.PROMOTE) == 256
+    assert moved(reports, Direction.DEMOTE) == 0
+
+
+def test_a_shifted_hot_set_is_followed_within_three_cycles() -> None:
+    machine = Machine()
+    machine.fill(FAST, 3900, 2000)
+    machine.fill(SLOW, 1600, 0)
+    machine.hot[:256] = True
+    engine = engine_for(machine)
+    run(engine, machine, 12)
+    assert machine.on(FAST, np.arange(256)) >= 244
+    machine.hot[:] = False
+    machine.hot[256:512] = True
+    reports = run(engine, machine, 3)
+    assert machine.on(FAST, np.arange(256, 512)) >= 244
+    assert moved(reports, Direction.PROMOTE) <= 1.05 * 256
+
+
+def test_a_single_access_promotes_nothing() -> None:
+    machine = Machine()
+    machine.fill(SLOW, 1600, 0)
+    engine = engine_for(machine)
+    run(engine, machine, 4)
+    machine.hot[:] = True
+    reports = run(engine, machine, 1)
+    machine.hot[:] = False
+    reports += run(engine, machine, 6)
+    assert moved(reports, Direction.PROMOTE) == 0
+
+
+def test_headroom_is_restored_from_the_coldest() -> None:
+    machine = Machine()
+    machine.fill(FAST, 4090, 0)
+    machine.hot[:2000] = True
+    engine = engine_for(machine)
+    reports = run(engine, machine, 8)
+    free = machine.node_memory()[FAST].free
+    assert reports[-1].tiers[0].headroom_low <= free <= reports[-1].tiers[0].headroom_high + 4096
+    assert machine.on(FAST, np.arange(2000)) == 2000
+
+
+def test_a_move_the_kernel_refuses_is_counted_once_under_its_reason() -> None:
+    machine = Machine()
+    machine.fill(SLOW, 100, 0)
+    machine.hot[:10] = True
+    machine.refuse = {3, 4}
+    engine = engine_for(machine)
+    reports = run(engine, machine, 3)
+    assert machine.on(FAST, np.arange(10)) == 8
+    assert reports[-1].kernel_refused[Direction.PROMOTE, Reason.BUSY] == 2
+    assert reports[-1].skipped[Direction.PROMOTE, Reason.BUSY] == 2
+
+
+@pytest.mark.parametrize("mode", ["observe", "paused"])
+def test_nothing_moves_but_the_plan_is_told(mode: str) -> None:
+    machine = Machine()
+    machine.fill(SLOW, 100, 0)
+    machine.hot[:10] = True
+    engine = engine_for(machine, mode=Mode.OBSERVE if mode == "observe" else Mode.TIER)
+    for _ in range(4):
+        report = engine.cycle(paused=mode == "paused")
+        machine.now += 1
+    assert report.mode == mode
+    assert [(f.attempted, f.moved) for f in report.flows] == [(10, 0)]
+    assert machine.on(FAST, np.arange(10)) == 0
+
+
+def test_a_cpuset_that_forbids_the_fast_node_is_respected_and_counted() -> None:
+    machine = Machine()
+    machine.groups = (Cgroup(7, "a", frozenset({1})), Cgroup(8, "b", frozenset({0, 1})))
+    machine.fill(SLOW, 50, 0, cgroup=7)
+    machine.fill(SLOW, 50, 50, cgroup=8)
+    machine.hot[:100] = True
+    engine = engine_for(machine)
+    reports = run(engine, machine, 4)
+    assert machine.on(FAST, np.arange(50)) == 0
+    assert machine.on(FAST, np.arange(50, 100)) == 50
+    assert reports[-1].skipped[Direction.PROMOTE, Reason.CPUSET] == 50
+
+
+def test_a_class_keeps_its_cap_and_never_is_kept() -> None:
+    machine = Machine()
+    machine.groups = (
+        Cgroup(7, "capped", frozenset({0, 1})),
+        Cgroup(8, "still", frozenset({0, 1})),
+    )
+    machine.fill(SLOW, 500, 0, cgroup=7)
+    machine.fill(SLOW, 500, 500, cgroup=8)
+    machine.hot[:1000] = True
+    classes = (
+        Class.model_validate({"match": "capped", "cap": "1MiB"}),
+        Class.model_validate({"match": "still", "never": ["promote"]}),
+    )
+    engine = engine_for(machine, classes=classes)
+    reports = run(engine, machine, 6)
+    assert 240 <= machine.on(FAST, np.arange(500)) <= 300
+    assert machine.on(FAST, np.arange(500, 1000)) == 0
+    assert reports[2].skipped[Direction.PROMOTE, Reason.NEVER] == 500
+    assert reports[2].skipped[Direction.PROMOTE, Reason.LIMIT] == 500 - 256
+
+
+def test_explain_tells_looks_and_verdict() -> None:
+    machine = Machine()
+    machine.fill(SLOW, 100, 0)
+    machine.hot[:10] = True
+    engine = engine_for(machine, mode=Mode.OBSERVE)
+    run(engine, machine, 4)
+    frame = machine.base + machine.frames
+    assert engine.explain(frame).looks == ".AAA"
+    assert engine.explain(frame).verdict.startswith("promoted")
+    assert engine.explain(frame + 50).verdict.startswith("stays")
+    assert not engine.explain(frame + 2000).known
+    assert engine.explain(1).tier == ""
