@@ -70,7 +70,7 @@ bench: $(VENV)/.dev ## Measure tierd's own cost
 schema: $(VENV)/.dev ## Write config/tierd.schema.json from the models
 	@$(VENV)/bin/tierd schema > config/tierd.schema.json
 docs: $(VENV)/.dev ## Write docs/metrics.md from the exporter
-	@$(VENV)/bin/python packaging/metrics-page > docs/metrics.md
+	@$(VENV)/bin/python packaging/metrics_page.py > docs/metrics.md
 
 .PHONY: clean
 clean: ## Remove what was made in this directory
@@ -103,8 +103,8 @@ guest-tools:
 
 .PHONY: install
 install: ## Install below DESTDIR and PREFIX, as a distribution would
-	@packaging/dependencies --python $(PYTHON) --bundle $(BUNDLE) $(DESTDIR)$(libdir)
-	@packaging/install-package --python $(PYTHON) --destdir '$(DESTDIR)' --libdir $(libdir) --bindir $(bindir)
+	@$(PYTHON) packaging/dependencies.py --python $(PYTHON) --bundle $(BUNDLE) $(DESTDIR)$(libdir)
+	@$(PYTHON) packaging/install_package.py --python $(PYTHON) --destdir '$(DESTDIR)' --libdir $(libdir) --bindir $(bindir)
 	@install -d $(addprefix $(DESTDIR),$(unitdir) $(catalogdir) $(sysusersdir) $(docdir) \
 	  $(datadir)/policies $(datadir)/prometheus $(datadir)/grafana \
 	  $(SYSCONFDIR)/tierd/tierd.d $(mandir)/man5 $(mandir)/man8)

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """See that an interpreter has what tierd needs; fetch the rest into tierd's private directory.
 
