@@ -15,7 +15,8 @@ from tierd import __version__
 from tierd.config import parse_listen
 
 _CLIENT_TIMEOUT: Final = 10.0
-_MAX_CLIENTS: Final = 16
+MAX_CLIENTS: Final = 16
+"""Connections served at once; further ones are closed."""
 
 
 class ListenError(OSError):
@@ -23,7 +24,7 @@ class ListenError(OSError):
 
 
 class Server(ThreadingHTTPServer):
-    """One thread per scrape, at most `_MAX_CLIENTS` of them: idle clients cannot use up a
+    """One thread per scrape, at most `MAX_CLIENTS` of them: idle clients cannot use up a
     root daemon's threads."""
 
     daemon_threads = True
@@ -42,7 +43,7 @@ class Server(ThreadingHTTPServer):
         self.address_family = AF_INET6 if ":" in host else AF_INET
         self.text = text
         self.ready = ready
-        self._slots = threading.BoundedSemaphore(_MAX_CLIENTS)
+        self._slots = threading.BoundedSemaphore(MAX_CLIENTS)
         try:
             super().__init__((host, port), _Handler)
         except OSError as error:
