@@ -137,6 +137,15 @@ class Ledger:
                 result |= found & ~entry.left[row]
         return result
 
+    def owners(self, pfn: Pfns, since: float) -> NDArray[np.int16]:
+        """int16[n]: owner under which each frame (any order) was entered, -1 if not since."""
+        result = np.full(len(pfn), -1, np.int16)
+        for entry in self._entries:
+            if entry.time >= since:
+                row, found = _lookup(entry.pfn, pfn)
+                result[found] = entry.owner[row[found]]
+        return result
+
     def leave(self, pfn: Pfns, since: float) -> NDArray[np.float64]:
         """float64[n]: when each frame's data was moved, NaN if not at or after `since`.
 

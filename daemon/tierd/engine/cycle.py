@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -13,77 +11,24 @@ from numpy.typing import NDArray
 
 from tierd.config import Config, Mode
 from tierd.engine.owners import OwnerBook
-from tierd.engine.report import (
-    ClassReport,
-    CycleReport,
-    Explanation,
-    FlowReport,
-    SamplerReport,
-    TierReport,
-)
+from tierd.engine.report import ClassReport, CycleReport, Explanation
+from tierd.engine.scout import LASTING, Scout
+from tierd.engine.tally import Circumstances, Tally
 from tierd.governor import Budget, Ledger, Thrash
 from tierd.host import NO_PFN, CapabilitySet, CpuTimes, Feature, Host, NodeMemory, Pfns
-from tierd.hotness import (
-    LEVELS,
-    Candidates,
-    HeatMap,
-    Seen,
-    level_state,
-    rate,
-    rate_error,
-    recent,
-)
+from tierd.hotness import HeatMap, Seen, rate, rate_error, recent
 from tierd.movers import Mover, MoveResult
 from tierd.pages import PageReader, PageReason
-from tierd.planner import (
-    FREE_TO_GO,
-    Direction,
-    Folios,
-    Limits,
-    MovePlan,
-    Moves,
-    Reason,
-    Ways,
-    code,
-    plan,
-)
+from tierd.planner import Direction, Limits, MovePlan, Moves, Ways, code, plan
 from tierd.policy import DOOR, Room, Target, TierHeat, decide
 from tierd.samplers import Sampler
 from tierd.topology import Topology
 
-SEARCH_SHARE: Final = 2
-"""Candidates looked up per page that the budget allows: some are refused."""
-
 WASTE_WINDOW: Final = 3.0
 """A promotion is waste when it is undone within this many times the minimum residency."""
 
-HEAT_BUCKETS: Final = 16
-
-_REFUSALS: Final = {
-    PageReason.FREE: Reason.STALE,
-    PageReason.KERNEL: Reason.STALE,
-    PageReason.FOREIGN: Reason.STALE,
-    PageReason.HUGETLB: Reason.PINNED,
-    PageReason.POISONED: Reason.PINNED,
-    PageReason.ZERO: Reason.PINNED,
-    PageReason.BUSY: Reason.BUSY,
-}
-
-
-@dataclass(slots=True)
-class _Tally:
-    """What a cycle has counted so far."""
-
-    seen: list[Seen] = field(default_factory=list)
-    samplers: list[SamplerReport] = field(default_factory=list)
-    flows: Counter[tuple[Direction, int, int]] = field(default_factory=Counter)
-    attempted: Counter[tuple[Direction, int, int]] = field(default_factory=Counter)
-    skipped: Counter[tuple[Direction, Reason]] = field(default_factory=Counter)
-    refused: Counter[tuple[Direction, Reason]] = field(default_factory=Counter)
-    seconds: dict[Direction, float] = field(default_factory=lambda: dict.fromkeys(Direction, 0.0))
-    cpu: dict[str, CpuTimes] = field(default_factory=dict)
-    wasted: int = 0
-    level: int = 1
+MOVE_SECONDS: Final = 1.0
+"""Seconds that the moves of one direction may take in a cycle, if the interval is shorter."""
 
 
 class Engine:
@@ -101,7 +46,8 @@ class Engine:
         mover: Mover | None,
         degraded: tuple[str, ...] = (),
     ) -> None:
-        """Allocates two bytes per frame, lazily. Raises KernelError when cgroups cannot be read."""
+        """Reserves two bytes per frame; they are used as frames are looked at. Raises
+        KernelError when cgroups cannot be read."""
         self._host = host
         self._config = config
         self._topology = topology
@@ -112,13 +58,15 @@ class Engine:
         owners = CapabilitySet(host.capabilities()).has(Feature.KPAGECGROUP)
         self._reader = PageReader(host, topology, owners=owners)
         self._book = OwnerBook(host, topology, config.classes, self._reader)
-        now = host.monotonic()
-        move = config.migration
-        cpu = config.sampling.cpu
-        self._budget = Budget(move.promote, move.demote, cpu, config.interval, now)
-        self._ledgers = {direction: Ledger() for direction in Direction}
+        self._scout = Scout(self._heat, topology, self._reader, self._book)
+        self._budget = Budget(
+            config.migration.promote,
+            config.migration.demote,
+            config.sampling.cpu,
+            config.interval,
+            host.monotonic(),
+        )
         self._thrash = Thrash(len(config.classes))
-        self._wanted: Pfns = np.zeros(0, np.uint64)
         self._cold_evidence = False
         self._number = 0
         self._targets: tuple[Target, ...] = ()
@@ -129,33 +77,28 @@ class Engine:
         """Run one cycle and report. Raises KernelError when a kernel interface that was there
         at the start refuses; the next cycle may succeed."""
         host = self._host
-        started = host.monotonic()
         self._number += 1
-        tally = _Tally()
-        pressure = host.pressure()
-        allowance = self._budget.begin(started, pressure)
+        tally = Tally(len(self._config.classes))
+        now = Circumstances(self._mode(paused), host.monotonic(), host.pressure())
+        allowance = self._budget.begin(now.started, now.pressure)
+        now.rate[Direction.PROMOTE] = allowance.promote_rate
+        now.rate[Direction.DEMOTE] = allowance.demote_rate
         at = host.cpu_times()
         self._look(tally)
         at = self._clock(tally, "sample", at)
-        memory = {entry.node: entry for entry in host.node_memory()}
-        tiers = self._tiers(tally, memory)
+        tiers = self._tiers(tally.seen)
         self._targets = decide(tiers)
-        tally.level = self._targets[0].level
         self._book.refresh()
         self._book.draw(self._heat)
         at = self._clock(tally, "heat", at)
         limits = Limits(allowance.promote // host.page_size, allowance.demote // host.page_size)
-        plans = self._plan(tally, tiers, memory, limits)
+        plans = self._plan(tally, tiers, limits, now.started)
         at = self._clock(tally, "plan", at)
-        mode = self._mode(paused)
-        moved = {direction: self._owner_zeros() for direction in Direction}
-        wasted, life = self._owner_zeros(), np.zeros(len(self._owner_zeros()))
         for each in plans:
-            self._carry_out(tally, each, mode, started, moved, (wasted, life))
+            self._carry_out(tally, each, now)
+        self._settle(tally, now.started)
         self._clock(tally, "move", at)
-        self._settle(tally, started, moved, (wasted, life))
-        done = _Done(mode, started, pressure, allowance.promote_rate, allowance.demote_rate)
-        return self._report(tally, done, moved, wasted)
+        return self._report(tally, now)
 
     def reconfigure(self, config: Config) -> None:
         """Follow another policy from the next cycle on; heat and the memory of moves stay."""
@@ -164,7 +107,8 @@ class Engine:
         if config.classes != self._config.classes:
             self._book.use(config.classes)
             self._thrash = Thrash(len(config.classes))
-            self._ledgers = {direction: Ledger() for direction in Direction}
+            # Class indices in the memory of moves would name other classes now.
+            self._scout.moved = {direction: Ledger() for direction in Direction}
         self._config = config
 
     def close(self) -> None:
@@ -174,83 +118,67 @@ class Engine:
 
     # -- sampling --------------------------------------------------------------------------
 
-    def _look(self, tally: _Tally) -> None:
+    def _look(self, tally: Tally) -> None:
         self._heat.tick()
         for sampler in self._samplers:
             before = self._host.cpu_times()
-            looked = accessed = lost = 0
+            seen: list[Seen] = []
+            lost = 0
             for batch in sampler.sample(self._budget.cpu / len(self._samplers)):
-                seen = self._heat.observe(batch.pfn, batch.weight, batch.granularity)
-                tally.seen += seen
-                looked += sum(each.looked for each in seen)
-                accessed += sum(each.accessed for each in seen)
+                seen += self._heat.observe(batch.pfn, batch.weight, batch.granularity)
                 lost += batch.lost
                 self._cold_evidence |= batch.cold_evidence
             self._budget.spent(0, 0, (self._host.cpu_times() - before).total)
-            status = sampler.status()
-            tally.samplers.append(
-                SamplerReport(
-                    name=status.name,
-                    looked=looked,
-                    accessed=accessed,
-                    lost=lost,
-                    window=status.window,
-                    coverage=status.coverage,
-                    round_time=status.round_time,
-                )
-            )
+            tally.sampled(sampler.status(), seen, lost)
 
-    def _clock(self, tally: _Tally, phase: str, since: CpuTimes) -> CpuTimes:
+    def _clock(self, tally: Tally, phase: str, since: CpuTimes) -> CpuTimes:
         now = self._host.cpu_times()
         tally.cpu[phase] = now - since
         return now
 
     # -- deciding --------------------------------------------------------------------------
 
-    def _tiers(self, tally: _Tally, memory: Mapping[int, NodeMemory]) -> list[TierHeat]:
-        page = self._host.page_size
-        marks = self._config.migration.headroom
+    def _tiers(self, seen: Sequence[Seen]) -> list[TierHeat]:
+        """The tiers as they are now, fastest first."""
+        memory = {entry.node: entry for entry in self._host.node_memory()}
         tiers = []
         for tier in self._topology.tiers:
-            rooms = tuple(
-                Room(
-                    node=node,
-                    total=memory[node].total // page,
-                    free=memory[node].free // page,
-                    low=max(int(memory[node].total * marks.low), memory[node].high_watermark)
-                    // page,
-                    high=max(int(memory[node].total * marks.high), memory[node].high_watermark)
-                    // page,
-                )
-                for node in tier.nodes
-                if node in memory
-            )
-            here = [seen for seen in tally.seen if seen.node in tier.nodes]
+            here = [each for each in seen if each.node in tier.nodes]
             tiers.append(
                 TierHeat(
                     target=tier.target,
-                    rooms=rooms,
+                    rooms=tuple(self._room(memory[n]) for n in tier.nodes if n in memory),
                     histogram=self._heat.histogram(tier.nodes),
-                    expected=sum(seen.expected for seen in here),
-                    met=sum(seen.met for seen in here),
+                    expected=sum(each.expected for each in here),
+                    met=sum(each.met for each in here),
                 )
             )
         return tiers
 
+    def _room(self, memory: NodeMemory) -> Room:
+        """The headroom marks never lie below the kernel's own watermark."""
+        page = self._host.page_size
+        marks = self._config.migration.headroom
+        low, high = (
+            int(max(memory.total * share, memory.high_watermark)) // page
+            for share in (marks.low, marks.high)
+        )
+        return Room(memory.node, memory.total // page, memory.free // page, low, high)
+
     def _plan(
-        self,
-        tally: _Tally,
-        tiers: Sequence[TierHeat],
-        memory: Mapping[int, NodeMemory],
-        limits: Limits,
+        self, tally: Tally, tiers: Sequence[TierHeat], limits: Limits, now: float
     ) -> list[MovePlan]:
+        """One plan for each boundary, the fastest first; together they keep within `limits`."""
         plans: list[MovePlan] = []
         resident = self._book.resident(self._heat)
         taken: Pfns = np.zeros(0, np.uint64)
         for target in self._targets:
-            hot, cold = self._candidates(target, limits, taken)
+            hot, cold = self._scout.candidates(
+                target, limits, self._config.migration, now, cold_evidence=self._cold_evidence
+            )
             grants = self._book.grants(resident[target.fast], self._thrash.stopped)
-            made = plan(target, hot, cold, grants, self._ways(target, tiers), limits)
+            ways = self._ways(target, tiers)
+            made = plan(target, hot.without(taken), cold.without(taken), grants, ways, limits)
             plans.append(made)
             tally.skipped.update(made.skipped)
             limits = Limits(
@@ -260,74 +188,11 @@ class Engine:
             taken = np.concatenate([taken, made.promote.pfn, made.demote.pfn])
         return plans
 
-    def _candidates(self, target: Target, limits: Limits, taken: Pfns) -> tuple[Folios, Folios]:
-        tiers = self._topology.tiers
-        slow = [node for tier in tiers[target.fast + 1 :] for node in tier.nodes]
-        fast = tiers[target.fast].nodes
-        wanted = SEARCH_SHARE * limits.promote if tiers[target.fast].target else 0
-        hot = self._heat.hottest(slow, wanted, level_state(1), DOOR)
-        need = sum(target.need.values())
-        due = min(SEARCH_SHARE * need + len(hot), SEARCH_SHARE * limits.demote)
-        if self._book.classes:
-            due = SEARCH_SHARE * limits.demote
-        cold = Candidates(np.zeros(0, np.uint64), np.zeros(0, np.uint16))
-        if self._cold_evidence and due:
-            cold = self._heat.coldest(fast, due)
-        if target.fast == 0:
-            self._note_wanted(hot.pfn)
-        hot_folios = self._folios(_without(hot, taken), slow, fast, Direction.PROMOTE)
-        cold_folios = self._folios(_without(cold, taken), fast, slow, Direction.DEMOTE)
-        return hot_folios, cold_folios
-
-    def _folios(
-        self,
-        found: Candidates,
-        sources: Sequence[int],
-        targets: Sequence[int],
-        direction: Direction,
-    ) -> Folios:
-        """Describe candidates as they are now; what is gone is forgotten."""
-        order = np.argsort(found.pfn)
-        info = self._reader.describe(found.pfn[order])
-        known = self._book.table.known(info.cgroup) | (info.cgroup == 0)
-        if not known.all():
-            self._book.refresh(now=True)
-        state = np.zeros(len(info.pfn), np.uint16)
-        np.maximum.at(state, info.index, found.state[order])
-        refused = np.full(len(info.pfn), FREE_TO_GO, np.int8)
-        residency = self._config.migration.min_residency
-        opposite = Direction.DEMOTE if direction is Direction.PROMOTE else Direction.PROMOTE
-        since = self._host.monotonic() - residency
-        refused[self._ledgers[opposite].recent(info.pfn, since)] = code(Reason.COOLDOWN)
-        refused[~np.isin(info.node, sources)] = code(Reason.STALE)
-        for why, reason in _REFUSALS.items():
-            refused[info.reason == why] = code(reason)
-        stale = refused[info.index] == code(Reason.STALE)
-        self._heat.forget(found.pfn[order][stale])
-        every = np.ones(len(info.pfn), np.bool_)
-        check = self._config.migration.precheck
-        table = self._book.table
-        return Folios(
-            pfn=info.pfn,
-            pages=info.pages,
-            node=info.node,
-            state=state,
-            owner=table.classes(info.cgroup),
-            refused=refused,
-            allowed={n: table.allows(info.cgroup, n) if check else every for n in targets},
-        )
-
     def _ways(self, target: Target, tiers: Sequence[TierHeat]) -> Ways:
         """Promotion goes to the tier of `target`, demotion to any slower tier with room."""
         topology = self._topology
         fast = set(topology.tiers[target.fast].nodes)
         slow = {node for tier in topology.tiers[target.fast + 1 :] for node in tier.nodes}
-        last = tiers[-1]
-        room = {
-            each.node: max(each.free - (each.low if tier is not last else each.low // 2), 0)
-            for tier in tiers[target.fast + 1 :]
-            for each in tier.rooms
-        }
         return Ways(
             promote={
                 node: [n for n in topology.promotion_targets(node) if n in fast] for node in slow
@@ -335,16 +200,13 @@ class Engine:
             demote={
                 node: [n for n in topology.demotion_targets(node) if n in slow] for node in fast
             },
-            room=room,
+            # Not below half of the low mark: the slow tier takes allocations as well.
+            room={
+                each.node: max(each.free - each.low // 2, 0)
+                for tier in tiers[target.fast + 1 :]
+                for each in tier.rooms
+            },
         )
-
-    def _note_wanted(self, pfn: Pfns) -> None:
-        """Whether the candidates are mostly those of the last cycle tells a lasting pattern."""
-        pfn = np.sort(pfn)
-        self._persists = len(pfn) == 0 or (
-            2 * np.count_nonzero(np.isin(pfn, self._wanted, assume_unique=True)) > len(pfn)
-        )
-        self._wanted = pfn
 
     # -- moving ----------------------------------------------------------------------------
 
@@ -353,168 +215,112 @@ class Engine:
             return "paused"
         return "tier" if self._config.mode is Mode.TIER and self._mover else "observe"
 
-    def _carry_out(
-        self,
-        tally: _Tally,
-        made: MovePlan,
-        mode: str,
-        started: float,
-        moved: dict[Direction, NDArray[np.int64]],
-        waste: tuple[NDArray[np.int64], NDArray[np.float64]],
-    ) -> None:
+    def _carry_out(self, tally: Tally, made: MovePlan, now: Circumstances) -> None:
         """Demote, then promote into no more room than that made."""
-        promote = made.promote
-        for direction in (Direction.DEMOTE, Direction.PROMOTE):
-            moves = made.demote if direction is Direction.DEMOTE else promote
-            _count(tally.attempted, direction, moves, moves.target, np.ones(len(moves.pfn), bool))
-            if mode != "tier" or self._mover is None or not len(moves.pfn):
-                continue
-            deadline = self._host.monotonic() + max(self._config.interval, 1.0)
-            result = self._mover.move(moves, deadline)
-            self._follow(tally, direction, result, started, moved[direction], waste)
-            if direction is Direction.DEMOTE:
-                promote = _fit_promotions(promote, result)
+        tally.planned(Direction.DEMOTE, made.demote)
+        demoted = self._move(tally, Direction.DEMOTE, made.demote, now)
+        promote = _fit_promotions(made.promote, demoted) if demoted else made.promote
+        tally.planned(Direction.PROMOTE, promote)
+        self._move(tally, Direction.PROMOTE, promote, now)
 
-    def _follow(
-        self,
-        tally: _Tally,
-        direction: Direction,
-        result: MoveResult,
-        now: float,
-        moved: NDArray[np.int64],
-        waste: tuple[NDArray[np.int64], NDArray[np.float64]],
-    ) -> None:
-        """Heat, ledgers and counters follow the pages that moved."""
-        moves, ok = result.moves, result.moved
-        _count(tally.flows, direction, moves, result.landed, ok)
+    def _move(
+        self, tally: Tally, direction: Direction, moves: Moves, now: Circumstances
+    ) -> MoveResult | None:
+        if now.mode != "tier" or self._mover is None or not len(moves.pfn):
+            return None
+        deadline = self._host.monotonic() + max(self._config.interval, MOVE_SECONDS)
+        result = self._mover.move(moves, deadline)
+        tally.carried_out(direction, moves, result.landed, result.moved)
         tally.seconds[direction] += result.seconds
         for reason, pages in result.failed.items():
-            tally.refused[direction, reason] += pages
-            tally.skipped[direction, reason] += pages
-        sizes = moves.pages[ok]
-        owner = self._owners_of(result.new_pfn[ok], moves.pfn[ok])
-        np.add.at(moved, owner, sizes)
-        self._heat.move(moves.pfn[ok], result.new_pfn[ok])
-        opposite = Direction.DEMOTE if direction is Direction.PROMOTE else Direction.PROMOTE
-        since = now - WASTE_WINDOW * self._config.migration.min_residency
-        before = self._ledgers[opposite].leave(moves.pfn[ok], since)
-        back = ~np.isnan(before)
-        if direction is Direction.DEMOTE and back.any():
-            np.add.at(waste[0], owner[back], sizes[back])
-            np.add.at(waste[1], owner[back], (now - before[back]) * sizes[back])
-            tally.wasted += int(sizes[back].sum())
-        known = result.new_pfn[ok] != NO_PFN
-        self._ledgers[direction].add(now, result.new_pfn[ok][known], owner[known], sizes[known])
+            if pages:
+                tally.refused[direction, reason] += pages
+                tally.skipped[direction, reason] += pages
+        self._follow(tally, direction, result, now.started)
+        if result.why is not None:
+            lasting = np.isin(result.why, [code(reason) for reason in LASTING])
+            why = result.why[lasting].astype(np.int16)
+            self._scout.refused.add(now.started, moves.pfn[lasting], why, moves.pages[lasting])
+        return result
 
-    def _owners_of(self, new: Pfns, old: Pfns) -> NDArray[np.int16]:
+    def _follow(self, tally: Tally, direction: Direction, result: MoveResult, now: float) -> None:
+        """Heat and the memory of moves follow the pages to their new frames."""
+        old, new = result.moves.pfn[result.moved], result.new_pfn[result.moved]
+        pages = result.moves.pages[result.moved]
+        owner = self._owners_of(np.where(new == NO_PFN, old, new))
+        np.add.at(tally.moved[direction], owner, pages)
+        self._heat.move(old, new)
+        opposite = Direction.DEMOTE if direction is Direction.PROMOTE else Direction.PROMOTE
+        before = self._scout.moved[opposite].leave(old, now - self._waste_window)
+        back = ~np.isnan(before)
+        if direction is Direction.DEMOTE:
+            np.add.at(tally.waste.pages, owner[back], pages[back])
+            np.add.at(tally.waste.lasted, owner[back], (now - before[back]) * pages[back])
+        known = new != NO_PFN
+        self._scout.moved[direction].add(now, new[known], owner[known], pages[known])
+
+    def _owners_of(self, pfn: Pfns) -> NDArray[np.int16]:
         """int16[n]: class of each moved folio; read only when there are classes."""
         if not self._book.classes:
-            return np.full(len(new), -1, np.int16)
-        where = np.where(new == NO_PFN, old, new)
-        return self._book.table.classes(self._host.cgroup_inodes(where))
+            return np.full(len(pfn), -1, np.int16)
+        return self._book.table.classes(self._host.cgroup_inodes(pfn))
 
-    def _owner_zeros(self) -> NDArray[np.int64]:
-        return np.zeros(len(self._config.classes) + 1, np.int64)
+    @property
+    def _waste_window(self) -> float:
+        return WASTE_WINDOW * self._config.migration.min_residency
 
-    def _settle(
-        self,
-        tally: _Tally,
-        now: float,
-        moved: Mapping[Direction, NDArray[np.int64]],
-        waste: tuple[NDArray[np.int64], NDArray[np.float64]],
-    ) -> None:
+    def _settle(self, tally: Tally, now: float) -> None:
+        """Pay for what was moved, judge the classes, forget old moves."""
         page = self._host.page_size
-        self._budget.spent(
-            int(moved[Direction.PROMOTE].sum()) * page,
-            int(moved[Direction.DEMOTE].sum()) * page,
-            0.0,
+        promoted, demoted = (tally.moved[each] for each in (Direction.PROMOTE, Direction.DEMOTE))
+        self._budget.spent(int(promoted.sum()) * page, int(demoted.sum()) * page, 0.0)
+        self._thrash.update(
+            now, promoted, tally.waste.pages, tally.waste.life, self._scout.persists
         )
-        wasted, life = waste
-        mean = life / np.maximum(wasted, 1)
-        persists = np.full(len(wasted), self._persists)
-        self._thrash.update(now, moved[Direction.PROMOTE], wasted, mean, persists)
-        for ledger in self._ledgers.values():
-            ledger.prune(now - WASTE_WINDOW * self._config.migration.min_residency)
+        for ledger in (*self._scout.moved.values(), self._scout.refused):
+            ledger.prune(now - self._waste_window)
 
     # -- reporting -------------------------------------------------------------------------
 
-    def _report(
-        self,
-        tally: _Tally,
-        done: _Done,
-        moved: Mapping[Direction, NDArray[np.int64]],
-        wasted: NDArray[np.int64],
-    ) -> CycleReport:
+    def _report(self, tally: Tally, now: Circumstances) -> CycleReport:
         page = self._host.page_size
-        tokens = self._budget.tokens
-        accessed = sum(seen.accessed for seen in tally.seen)
-        fast = sum(s.accessed for s in tally.seen if s.node in self._topology.tiers[0].nodes)
-        window = max((each.window for each in tally.samplers), default=0.0)
-        flows = tuple(
-            FlowReport(*key, attempted=count, moved=tally.flows[key])
-            for key, count in sorted((tally.attempted | tally.flows).items())
-        )
+        tiers = self._tiers(tally.seen)
+        promote, demote = self._budget.tokens
+        target = self._targets[0]
         return CycleReport(
             number=self._number,
-            started=done.started,
-            duration=self._host.monotonic() - done.started,
-            mode=done.mode,
+            started=now.started,
+            duration=self._host.monotonic() - now.started,
+            mode=now.mode,
             sampler="+".join(each.name for each in self._samplers) or "none",
             mover=self._mover.name if self._mover else "none",
-            tiers=self._tier_reports(tally),
-            hit_ratio=fast / accessed if accessed else None,
-            flows=flows,
+            tiers=tally.tier_reports(self._topology.tiers, tiers, target.level, page),
+            hit_ratio=tally.hit_ratio(self._topology),
+            flows=tally.flow_reports(),
             skipped=dict(tally.skipped),
             kernel_refused=dict(tally.refused),
             samplers=tuple(tally.samplers),
-            classes=self._class_reports(moved, wasted, page),
-            wasted_pages=tally.wasted,
+            classes=self._class_reports(tally),
+            wasted_pages=int(tally.waste.pages.sum()),
             cpu=tally.cpu,
             move_seconds=tally.seconds,
-            tokens={Direction.PROMOTE: tokens[0], Direction.DEMOTE: tokens[1]},
-            rate={Direction.PROMOTE: done.promote_rate, Direction.DEMOTE: done.demote_rate},
-            threshold=self._targets[0].rate / window if window > 0 else 0.0,
-            pressure=done.pressure,
+            tokens={Direction.PROMOTE: promote, Direction.DEMOTE: demote},
+            rate=now.rate,
+            threshold=target.rate / tally.window if tally.window > 0 else 0.0,
+            pressure=now.pressure,
             degraded=self._degraded,
         )
 
-    def _tier_reports(self, tally: _Tally) -> tuple[TierReport, ...]:
+    def _class_reports(self, tally: Tally) -> tuple[ClassReport, ...]:
         page = self._host.page_size
-        memory = {entry.node: entry for entry in self._host.node_memory()}
-        reports = []
-        for heat, tier in zip(self._tiers(tally, memory), self._topology.tiers, strict=True):
-            here = [seen for seen in tally.seen if seen.node in tier.nodes]
-            edges = np.arange(HEAT_BUCKETS) * (LEVELS - 1) // HEAT_BUCKETS
-            reports.append(
-                TierReport(
-                    name=tier.name,
-                    nodes=tier.nodes,
-                    total=sum(room.total for room in heat.rooms) * page,
-                    free=sum(room.free for room in heat.rooms) * page,
-                    headroom_low=sum(room.low for room in heat.rooms) * page,
-                    headroom_high=sum(room.high for room in heat.rooms) * page,
-                    looked_frames=sum(seen.looked for seen in here),
-                    accessed_frames=sum(seen.accessed for seen in here),
-                    hot=int(heat.histogram[tally.level :].sum()) * page,
-                    heat=tuple(int(n) for n in np.add.reduceat(heat.histogram[1:], edges)),
-                )
-            )
-        return tuple(reports)
-
-    def _class_reports(
-        self,
-        moved: Mapping[Direction, NDArray[np.int64]],
-        wasted: NDArray[np.int64],
-        page: int,
-    ) -> tuple[ClassReport, ...]:
         resident = self._book.resident(self._heat)
         return tuple(
             ClassReport(
                 match=rule.match,
                 resident=self._book.by_tier(resident, index),
-                promoted=int(moved[Direction.PROMOTE][index]) * page,
-                demoted=int(moved[Direction.DEMOTE][index]) * page,
-                wasted=int(wasted[index]) * page,
+                promoted=int(tally.moved[Direction.PROMOTE][index]) * page,
+                demoted=int(tally.moved[Direction.DEMOTE][index]) * page,
+                wasted=int(tally.waste.pages[index]) * page,
                 stopped=bool(self._thrash.stopped[index]),
             )
             for index, rule in enumerate(self._config.classes)
@@ -562,31 +368,6 @@ class Engine:
         return "promoted: hotter than the threshold"
 
 
-@dataclass(frozen=True, slots=True)
-class _Done:
-    """Facts of a cycle that only the report needs."""
-
-    mode: str
-    started: float
-    pressure: float | None
-    promote_rate: int
-    demote_rate: int
-
-
-def _count(
-    counter: Counter[tuple[Direction, int, int]],
-    direction: Direction,
-    moves: Moves,
-    target: NDArray[np.int32],
-    which: NDArray[np.bool_],
-) -> None:
-    """Add base pages of the chosen entries by (direction, source, target)."""
-    pairs = np.stack([moves.source[which], target[which]], axis=1)
-    for source, end in np.unique(pairs, axis=0):
-        these = (pairs[:, 0] == source) & (pairs[:, 1] == end)
-        counter[direction, int(source), int(end)] += int(moves.pages[which][these].sum())
-
-
 def _fit_promotions(promote: Moves, demoted: MoveResult) -> Moves:
     """Drop the last promotions to each node for which a planned demotion made no room."""
     keep = np.ones(len(promote.pfn), np.bool_)
@@ -597,11 +378,3 @@ def _fit_promotions(promote: Moves, demoted: MoveResult) -> Moves:
         ahead = np.cumsum(promote.pages[rows]) - promote.pages[rows]
         keep[rows[ahead < missing]] = False
     return Moves(promote.pfn[keep], promote.pages[keep], promote.source[keep], promote.target[keep])
-
-
-def _without(found: Candidates, taken: Pfns) -> Candidates:
-    """Candidates that no earlier plan of this cycle names."""
-    if not len(taken):
-        return found
-    keep = ~np.isin(found.pfn, taken)
-    return Candidates(found.pfn[keep], found.state[keep])

@@ -22,6 +22,8 @@ class MoveResult:
     new_pfn: uint64[n], NO_PFN where it did not move or the kernel did not say.
     failed: base pages that did not move, by reason; not-attempted entries count as BUDGET.
     seconds: wall time of the calls.
+    why: int8[n], index into `planner.REASONS` for an entry that stayed, -1 for one that moved;
+    None from a mover that cannot tell entries apart.
     """
 
     moves: Moves
@@ -30,6 +32,7 @@ class MoveResult:
     new_pfn: Pfns
     failed: Mapping[Reason, int]
     seconds: float
+    why: NDArray[np.int8] | None = None
 
 
 class Mover(Protocol):

@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tierd import planner
 from tierd.host import NO_PFN, Host, KernelError, MoveOption, Pfns
 from tierd.movers import MoveResult
-from tierd.planner import Moves, Reason
+from tierd.planner import Moves, Reason, code
 
 BATCH_PAGES: Final = 4096
 """Base pages of one call: 8 of migrate_pages' own batches, so the call's fixed cost is spread."""
@@ -118,27 +118,35 @@ def _result(
     tried = np.arange(len(status)) < done
     moved = tried & (status == moves.target) & (moves.source != moves.target)
     landed = np.where(tried & (status >= 0), status, np.int32(-1)).astype(np.int32, copy=False)
+    why = _reasons(tried, moved, status)
     return MoveResult(
         moves=moves,
         moved=moved,
         landed=landed,
         new_pfn=np.where(moved, new_pfn, NO_PFN),
-        failed=dict(_failures(moves, tried, moved, status)),
+        failed=_failures(moves, why),
         seconds=seconds,
+        why=why,
     )
 
 
-def _failures(
-    moves: Moves, tried: NDArray[np.bool_], moved: NDArray[np.bool_], status: NDArray[np.int32]
-) -> Iterator[tuple[Reason, int]]:
-    counts: dict[Reason, int] = {}
-    later = int(moves.pages[~tried].sum(dtype=np.int64))
-    if later:
-        counts[Reason.BUDGET] = later
+def _reasons(
+    tried: NDArray[np.bool_], moved: NDArray[np.bool_], status: NDArray[np.int32]
+) -> NDArray[np.int8]:
+    """int8[n]: code of the reason why each entry stayed, -1 where it moved."""
+    why = np.full(len(status), -1, np.int8)
+    why[~tried] = code(Reason.BUDGET)
     stayed = tried & ~moved
-    for code in np.unique(status[stayed]).tolist():
+    for each in np.unique(status[stayed]).tolist():
         # A node that is not the target: it was moved by somebody else, or never was on source.
-        reason = Reason.STALE if code >= 0 else REASONS.get(-code, Reason.BUSY)
-        pages = int(moves.pages[stayed & (status == code)].sum(dtype=np.int64))
-        counts[reason] = counts.get(reason, 0) + pages
-    yield from counts.items()
+        reason = Reason.STALE if each >= 0 else REASONS.get(-each, Reason.BUSY)
+        why[stayed & (status == each)] = code(reason)
+    return why
+
+
+def _failures(moves: Moves, why: NDArray[np.int8]) -> dict[Reason, int]:
+    """Base pages that stayed, by reason."""
+    return {
+        planner.REASONS[each]: int(moves.pages[why == each].sum(dtype=np.int64))
+        for each in np.unique(why[why >= 0]).tolist()
+    }

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Scout`: finds candidates by heat and asks the kernel what they are now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tierd.config import Migration
+from tierd.engine.owners import OwnerBook
+from tierd.governor import Ledger
+from tierd.host import Pfns
+from tierd.hotness import Candidates, HeatMap, level_state
+from tierd.pages import PageReader, PageReason
+from tierd.planner import FREE_TO_GO, Direction, Folios, Limits, Reason, code
+from tierd.policy import DOOR, Target
+from tierd.topology import Topology
+
+SEARCH_SHARE: Final = 2
+"""Candidates looked up per page that the budget allows: some are refused."""
+
+REFUSALS: Final = {
+    PageReason.FREE: Reason.STALE,
+    PageReason.KERNEL: Reason.STALE,
+    PageReason.FOREIGN: Reason.STALE,
+    PageReason.HUGETLB: Reason.PINNED,
+    PageReason.POISONED: Reason.PINNED,
+    PageReason.ZERO: Reason.PINNED,
+    PageReason.BUSY: Reason.BUSY,
+}
+"""What a frame's flags say against moving it."""
+
+LASTING: Final = (
+    Reason.CPUSET,
+    Reason.MEMPOLICY,
+    Reason.VMA,
+    Reason.PINNED,
+    Reason.SHARED,
+    Reason.UNMAPPED,
+)
+"""Refusals by the kernel that will be the same in the next cycle: the folio is left alone, and
+counted under the same reason, for the minimum residency."""
+
+_NONE: Final = Candidates(np.zeros(0, np.uint64), np.zeros(0, np.uint16))
+
+
+class Scout:
+    """Turns what heat ranks into `Folios` for the planner. Holds tierd's memory of its moves."""
+
+    def __init__(
+        self, heat: HeatMap, topology: Topology, reader: PageReader, book: OwnerBook
+    ) -> None:
+        self._heat = heat
+        self._topology = topology
+        self._reader = reader
+        self._book = book
+        self.moved = {direction: Ledger() for direction in Direction}
+        """Own moves, by the frame the data is in now."""
+        self.refused = Ledger()
+        """Folios that the kernel would not move; the owner is the reason's code."""
+        self.persists: NDArray[np.bool_] = np.ones(1, np.bool_)
+        """Per class (the last: none): its candidates are mostly those of the cycle before."""
+        self._wanted: Pfns = np.zeros(0, np.uint64)
+
+    def candidates(
+        self, target: Target, limits: Limits, rules: Migration, now: float, *, cold_evidence: bool
+    ) -> tuple[Folios, Folios]:
+        """Candidates for promotion to `target.fast` and possible victims there, as many as the
+        budget can use. Without evidence of coldness there are no victims."""
+        tiers = self._topology.tiers
+        slow = [node for tier in tiers[target.fast + 1 :] for node in tier.nodes]
+        fast = tiers[target.fast].nodes
+        wanted = SEARCH_SHARE * limits.promote if tiers[target.fast].target else 0
+        hot = self._heat.hottest(slow, wanted, level_state(1), DOOR)
+        due = SEARCH_SHARE * sum(target.need.values()) + len(hot)
+        if self._book.classes:  # a class above its cap is due whatever the others do
+            due = SEARCH_SHARE * limits.demote
+        due = min(due, SEARCH_SHARE * limits.demote)
+        cold = self._heat.coldest(fast, due) if cold_evidence and due else _NONE
+        hot_folios = self._describe(hot, slow, fast, Direction.PROMOTE, rules, now)
+        cold_folios = self._describe(cold, fast, slow, Direction.DEMOTE, rules, now)
+        if target.fast == 0:
+            self._compare(hot_folios)
+        return hot_folios, cold_folios
+
+    def _describe(
+        self,
+        found: Candidates,
+        sources: Sequence[int],
+        targets: Sequence[int],
+        direction: Direction,
+        rules: Migration,
+        now: float,
+    ) -> Folios:
+        """Candidates as they are now; what is gone is forgotten."""
+        order = np.argsort(found.pfn)
+        asked = found.pfn[order]
+        info = self._reader.describe(asked)
+        if not (self._book.table.known(info.cgroup) | (info.cgroup == 0)).all():
+            self._book.refresh(now=True)
+        state = np.zeros(len(info.pfn), np.uint16)
+        np.maximum.at(state, info.index, found.state[order])
+        refused = self._standing(info.pfn, direction, now - rules.min_residency)
+        for why, reason in REFUSALS.items():
+            refused[info.reason == why] = code(reason)
+        refused[~np.isin(info.node, sources)] = code(Reason.STALE)
+        self._heat.forget(asked[refused[info.index] == code(Reason.STALE)])
+        table = self._book.table
+        every = np.ones(len(info.pfn), np.bool_)
+        return Folios(
+            pfn=info.pfn,
+            pages=info.pages,
+            node=info.node,
+            state=state,
+            owner=table.classes(info.cgroup),
+            refused=refused,
+            allowed={
+                node: table.allows(info.cgroup, node) if rules.precheck else every
+                for node in targets
+            },
+        )
+
+    def _standing(self, pfn: Pfns, direction: Direction, since: float) -> NDArray[np.int8]:
+        """int8[n]: what tierd's own memory says against moving each folio."""
+        refused = np.full(len(pfn), FREE_TO_GO, np.int8)
+        opposite = Direction.DEMOTE if direction is Direction.PROMOTE else Direction.PROMOTE
+        refused[self.moved[opposite].recent(pfn, since)] = code(Reason.COOLDOWN)
+        reasons = self.refused.owners(pfn, since)
+        known = reasons >= 0
+        refused[known] = reasons[known]
+        return refused
+
+    def _compare(self, hot: Folios) -> None:
+        """Whether each class wants the same pages as in the cycle before."""
+        n = len(self._book.classes) + 1
+        again = np.isin(hot.pfn, self._wanted, assume_unique=True)
+        row = np.where(hot.owner < 0, n - 1, hot.owner)
+        total = np.bincount(row, minlength=n)
+        self.persists = 2 * np.bincount(row, again, n) >= total
+        self._wanted = hot.pfn

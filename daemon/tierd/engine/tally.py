@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a cycle counts on its way, and the report that this becomes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tierd.engine.report import FlowReport, SamplerReport, TierReport
+from tierd.host import CpuTimes
+from tierd.hotness import LEVELS, Seen
+from tierd.planner import Direction, Moves, Reason
+from tierd.policy import TierHeat
+from tierd.samplers import SamplerStatus
+from tierd.topology import TierInfo, Topology
+
+HEAT_BUCKETS: Final = 16
+
+Flow = tuple[Direction, int, int]
+"""Direction, source node, target node."""
+
+
+@dataclass(slots=True)
+class Waste:
+    """Per class (the last: none): base pages whose promotion was undone, and the sum over them
+    of the seconds that it lasted."""
+
+    pages: NDArray[np.int64]
+    lasted: NDArray[np.float64]
+
+    @property
+    def life(self) -> NDArray[np.float64]:
+        """Mean seconds between promotion and demotion, 0 without waste."""
+        mean: NDArray[np.float64] = self.lasted / np.maximum(self.pages, 1)
+        return mean
+
+
+class Tally:
+    """Counts of one cycle. Pages are base pages."""
+
+    def __init__(self, classes: int) -> None:
+        """For `classes` configured classes; arrays have one entry more, for pages in none."""
+        self.seen: list[Seen] = []
+        self.samplers: list[SamplerReport] = []
+        self.attempted: Counter[Flow] = Counter()
+        self.flows: Counter[Flow] = Counter()
+        self.skipped: Counter[tuple[Direction, Reason]] = Counter()
+        self.refused: Counter[tuple[Direction, Reason]] = Counter()
+        self.seconds = dict.fromkeys(Direction, 0.0)
+        self.cpu: dict[str, CpuTimes] = {}
+        self.moved = {each: np.zeros(classes + 1, np.int64) for each in Direction}
+        self.waste = Waste(np.zeros(classes + 1, np.int64), np.zeros(classes + 1))
+
+    def sampled(self, status: SamplerStatus, seen: Sequence[Seen], lost: int) -> None:
+        """One sampler is done for this cycle."""
+        self.seen += seen
+        self.samplers.append(
+            SamplerReport(
+                name=status.name,
+                looked=sum(each.looked for each in seen),
+                accessed=sum(each.accessed for each in seen),
+                lost=lost,
+                window=status.window,
+                coverage=status.coverage,
+                round_time=status.round_time,
+            )
+        )
+
+    def planned(self, direction: Direction, moves: Moves) -> None:
+        """These are to be moved (or would be)."""
+        _count(self.attempted, direction, moves, moves.target, np.ones(len(moves.pfn), np.bool_))
+
+    def carried_out(
+        self,
+        direction: Direction,
+        moves: Moves,
+        landed: NDArray[np.int32],
+        moved: NDArray[np.bool_],
+    ) -> None:
+        """Those that moved, by the node they landed on."""
+        _count(self.flows, direction, moves, landed, moved)
+
+    def flow_reports(self) -> tuple[FlowReport, ...]:
+        """Sorted by direction, source and target."""
+        return tuple(
+            FlowReport(*flow, attempted=self.attempted[flow], moved=self.flows[flow])
+            for flow in sorted(self.attempted | self.flows)
+        )
+
+    @property
+    def window(self) -> float:
+        """Seconds of the longest sampling window."""
+        return max((each.window for each in self.samplers), default=0.0)
+
+    def hit_ratio(self, topology: Topology) -> float | None:
+        """Share of the accessed frames that were in the fastest tier; None without any."""
+        accessed = sum(seen.accessed for seen in self.seen)
+        fastest = topology.tiers[0].nodes
+        fast = sum(seen.accessed for seen in self.seen if seen.node in fastest)
+        return fast / accessed if accessed else None
+
+    def tier_reports(
+        self, tiers: Sequence[TierInfo], heats: Sequence[TierHeat], level: int, page: int
+    ) -> tuple[TierReport, ...]:
+        """The tiers as they are now; `level` is the first level above the threshold."""
+        edges = np.arange(HEAT_BUCKETS) * (LEVELS - 1) // HEAT_BUCKETS
+        reports = []
+        for tier, heat in zip(tiers, heats, strict=True):
+            here = [seen for seen in self.seen if seen.node in tier.nodes]
+            reports.append(
+                TierReport(
+                    name=tier.name,
+                    nodes=tier.nodes,
+                    total=sum(room.total for room in heat.rooms) * page,
+                    free=sum(room.free for room in heat.rooms) * page,
+                    headroom_low=sum(room.low for room in heat.rooms) * page,
+                    headroom_high=sum(room.high for room in heat.rooms) * page,
+                    looked_frames=sum(seen.looked for seen in here),
+                    accessed_frames=sum(seen.accessed for seen in here),
+                    hot=int(heat.histogram[level:].sum()) * page,
+                    heat=tuple(int(n) for n in np.add.reduceat(heat.histogram[1:], edges)),
+                )
+            )
+        return tuple(reports)
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """What else a report says about its cycle."""
+
+    mode: str
+    started: float
+    pressure: float | None
+    rate: dict[Direction, int] = field(default_factory=dict)
+
+
+def _count(
+    counter: Counter[Flow],
+    direction: Direction,
+    moves: Moves,
+    target: NDArray[np.int32],
+    which: NDArray[np.bool_],
+) -> None:
+    """Add base pages of the chosen entries by flow."""
+    if not which.any():
+        return
+    pairs, index = np.unique(
+        np.stack([moves.source[which], target[which]], axis=1), axis=0, return_inverse=True
+    )
+    pages = np.bincount(index.reshape(-1), moves.pages[which], len(pairs))
+    for (source, end), count in zip(pairs.tolist(), pages.tolist(), strict=True):
+        counter[direction, source, end] += int(count)

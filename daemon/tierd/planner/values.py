@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What goes into a plan and what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tierd.host import Pfns
+
+
+class Direction(StrEnum):
+    PROMOTE = "promote"
+    DEMOTE = "demote"
+
+
+class Reason(StrEnum):
+    """Why a candidate was not moved. Every candidate that stays is counted under one."""
+
+    CPUSET = "cpuset"
+    MEMPOLICY = "mempolicy"
+    VMA = "vma"
+    PINNED = "pinned"
+    SHARED = "shared"
+    BUSY = "busy"
+    NO_ROOM = "no_room"
+    COOLDOWN = "cooldown"
+    BUDGET = "budget"
+    MARGIN = "margin"
+    EXCLUDED = "excluded"
+    NEVER = "never"
+    LIMIT = "limit"
+    UNMAPPED = "unmapped"
+    STALE = "stale"
+    THRASH = "thrash"
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """Folios to move in one direction, best first. All arrays have the same length.
+
+    pfn: uint64 folio heads; pages: uint32 base pages in each; source, target: int32 nodes.
+    """
+
+    pfn: Pfns
+    pages: NDArray[np.uint32]
+    source: NDArray[np.int32]
+    target: NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class MovePlan:
+    """What one cycle means to move: demotions first, then promotions into the room they make."""
+
+    demote: Moves
+    promote: Moves
+    skipped: Mapping[tuple[Direction, Reason], int]
+    """Base pages of candidates that the planner left where they are."""
+
+
+REASONS: Final = tuple(Reason)
+"""Codes in `Folios.refused` are indices into this."""
+
+FREE_TO_GO: Final = -1
+"""Code in `Folios.refused`: nothing speaks against moving the folio."""
+
+UNLIMITED: Final = np.iinfo(np.int64).max
+
+
+def code(reason: Reason) -> int:
+    """Index of a reason in `REASONS`."""
+    return REASONS.index(reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Folios:
+    """Candidates in one direction; parallel arrays of length n, in any order.
+
+    pfn: uint64 heads, each once; pages: uint32; node: int32; state: uint16 of the heat.
+    owner: int16 class index, -1 for none. refused: int8, FREE_TO_GO or a code of `REASONS`.
+    allowed: bool by node id, whether the owner's cpuset lets the folio be there.
+    """
+
+    pfn: Pfns
+    pages: NDArray[np.uint32]
+    node: NDArray[np.int32]
+    state: NDArray[np.uint16]
+    owner: NDArray[np.int16]
+    refused: NDArray[np.int8]
+    allowed: Mapping[int, NDArray[np.bool_]]
+
+    def __len__(self) -> int:
+        return len(self.pfn)
+
+    def without(self, taken: Pfns) -> Folios:
+        """Those that are not in `taken`."""
+        if not len(taken):
+            return self
+        keep = ~np.isin(self.pfn, taken)
+        return Folios(
+            self.pfn[keep],
+            self.pages[keep],
+            self.node[keep],
+            self.state[keep],
+            self.owner[keep],
+            self.refused[keep],
+            {node: mask[keep] for node, mask in self.allowed.items()},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Owners:
+    """What the policy grants each class. Arrays of length classes + 1; the last is for folios in
+    no class, so that owner -1 indexes it.
+
+    resident: int64 base pages in the faster tier; floor, cap: int64 base pages (UNLIMITED for no
+    cap); weight: float64, 1 is normal; promote, demote: bool, allowed at all; excluded: bool;
+    stopped: bool, by the thrash governor.
+    """
+
+    resident: NDArray[np.int64]
+    floor: NDArray[np.int64]
+    cap: NDArray[np.int64]
+    weight: NDArray[np.float64]
+    promote: NDArray[np.bool_]
+    demote: NDArray[np.bool_]
+    excluded: NDArray[np.bool_]
+    stopped: NDArray[np.bool_]
+
+    @classmethod
+    def unclassed(cls) -> Owners:
+        """No classes configured."""
+        yes, no = np.ones(1, np.bool_), np.zeros(1, np.bool_)
+        zero = np.zeros(1, np.int64)
+        return cls(zero, zero, zero + UNLIMITED, np.ones(1), yes, yes, no, no)
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """Where pages may go. promote, demote: for each source node the target nodes, best first.
+    room: frames that may be demoted to each slower node."""
+
+    promote: Mapping[int, Sequence[int]]
+    demote: Mapping[int, Sequence[int]]
+    room: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Base pages that may move in this plan, by direction."""
+
+    promote: int
+    demote: int
