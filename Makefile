@@ -22,6 +22,8 @@ PREFIX ?= /usr/local
 SYSCONFDIR ?= /etc
 # systemd reads units below /usr/local too, but catalogs and sysusers.d only here.
 SYSTEMD_LIB ?= /usr/lib
+# Tell systemd of the new files; not below a DESTDIR, where a package manager does it later.
+ACTIVATE ?= yes
 # Python dependencies that PYTHON lacks: auto fetches them into the private directory with pip,
 # no fails and names them.
 BUNDLE ?= auto
@@ -122,8 +124,8 @@ install: ## Install below DESTDIR and PREFIX, as a distribution would
 	@install -m 644 man/*.5 $(DESTDIR)$(mandir)/man5
 	@install -m 644 man/*.8 $(DESTDIR)$(mandir)/man8
 	@install -m 644 README.md CHANGELOG.md docs/*.md LICENSES/Apache-2.0.txt $(DESTDIR)$(docdir)
-	@packaging/activate '$(DESTDIR)' $(sysusersdir)/tierd.conf
-	@echo "make: tierd is installed below $(or $(DESTDIR),/); next: systemctl enable --now tierd"
+	@packaging/activate $(if $(DESTDIR),no,$(ACTIVATE)) $(sysusersdir)/tierd.conf
+	@echo "make: tierd is installed in $(DESTDIR)$(PREFIX); next: systemctl enable --now tierd"
 
 .PHONY: uninstall
 uninstall: ## Remove what install put there, but for the policy in SYSCONFDIR

@@ -28,6 +28,8 @@ class Server(ThreadingHTTPServer):
     root daemon's threads."""
 
     daemon_threads = True
+    # With the default of 5, a few clients that connect at once wait for a retransmission.
+    request_queue_size = 64
     # A thread that waits for a silent client must not hold up the daemon's stop.
     block_on_close = False
 
