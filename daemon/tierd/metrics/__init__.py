@@ -275,7 +275,7 @@ class Exporter:
 
     def _publish_samplers(self, report: CycleReport) -> None:
         values = self._values
-        in_use = {report.sampler, *(sampler.name for sampler in report.samplers)} - {"none"}
+        in_use = {*report.sampler.split("+")} - {"none", ""}
         names = dict.fromkeys((*_SAMPLERS, *sorted(in_use)))
         values.replace("tierd_sampler_active", (((name,), name in in_use) for name in names))
         movers = dict.fromkeys((*_MOVERS, report.mover))
