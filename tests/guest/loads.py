@@ -10,27 +10,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+
+from rig import Guest
 
 PAGE = 4096
 MIB = 2**20
 _PROGRAMS = Path(__file__).parent / "programs"
-
-
-class Result(Protocol):
-    @property
-    def returncode(self) -> int: ...
-    @property
-    def stdout(self) -> str: ...
-    @property
-    def stderr(self) -> str: ...
-
-
-class Guest(Protocol):
-    """What these tests ask of the rig's guest."""
-
-    def run(self, command: str, *, timeout: float = ..., check: bool = ...) -> Result: ...
-    def put(self, path: str, data: bytes, mode: int = ...) -> None: ...
 
 
 @functools.cache

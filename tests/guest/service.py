@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from guest.loads import Guest, wait
+from guest import loads
+from guest.loads import wait
+from rig import Guest
 
 POLICY = "/etc/tierd/tierd.yaml"
 
@@ -99,3 +102,23 @@ class Service:
 
 def _quoted(script: str) -> str:
     return script.replace("'", "'\\''")
+
+
+_CALL = re.compile(r"^\d+\s+(?:<\.\.\. )?(\w+)")
+
+
+def traced_calls(guest: Guest, policy: str) -> set[str]:
+    """Names of all system calls of a daemon that has something to promote. strace names those
+    it knows; the others show as syscall_0x and the number."""
+    guest.put("/run/traced.yaml", policy.encode())
+    load = loads.start(guest, "load-traced", 32, 16)
+    load.migrate(0, 1)
+    guest.run(
+        "timeout --signal=TERM 60 strace -f --seccomp-bpf -o /run/calls "
+        "tierd run --config /run/traced.yaml; true",
+        timeout=240,
+        check=True,
+    )
+    load.stop()
+    out = guest.run("cut -d'(' -f1 /run/calls | sort -u", timeout=120, check=True).stdout
+    return {match[1] for line in out.splitlines() if (match := _CALL.match(line))}

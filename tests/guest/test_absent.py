@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 import pytest
-from guest import loads
-from guest.loads import Guest
-from guest.service import Service
 
+from guest import loads
+from guest.service import Service, traced_calls
+from rig import Guest
 from tierd.journal import Event
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(1500)]
@@ -24,7 +23,6 @@ tiers:
 sampling:
   cpu: 40%
 """
-_CALL = re.compile(r"^\d+\s+(?:<\.\.\. )?(\w+)")
 
 
 @pytest.fixture(scope="module")
@@ -34,27 +32,9 @@ def bare(guest_off: Guest) -> Service:
 
 
 @pytest.fixture(autouse=True)
-def _stopped(request: pytest.FixtureRequest) -> Iterator[None]:
+def _stopped(bare: Service) -> Iterator[None]:
     yield
-    for name in ("bare",):
-        if name in request.fixturenames:
-            request.getfixturevalue(name).systemctl("stop", check=False)
-
-
-def traced_calls(guest: Guest) -> set[str]:
-    """Names of all system calls of a daemon that has something to promote."""
-    guest.put("/run/traced.yaml", POLICY.encode())
-    load = loads.start(guest, "load-traced", 32, 16)
-    load.migrate(0, 1)
-    guest.run(
-        "timeout --signal=TERM 45 strace -f --seccomp-bpf -o /run/calls "
-        "tierd run --config /run/traced.yaml; true",
-        timeout=240,
-        check=True,
-    )
-    load.stop()
-    out = guest.run("cut -d'(' -f1 /run/calls | sort -u", timeout=120, check=True).stdout
-    return {match[1] for line in out.splitlines() if (match := _CALL.match(line))}
+    bare.systemctl("stop", check=False)
 
 
 def test_says_so_once_and_observes(bare: Service) -> None:
@@ -95,15 +75,8 @@ def test_required_is_an_error(bare: Service) -> None:
 
 
 def test_no_number_is_guessed(bare: Service) -> None:
-    """strace names every call it knows; one that no kernel has shows as syscall_0x..."""
-    calls = traced_calls(bare.guest)
+    """That this look would find the number is shown where the kernel names it (test_service)."""
+    calls = traced_calls(bare.guest, POLICY)
     assert {"openat", "pwrite64", "pread64"} & calls, calls
     assert not {call for call in calls if call.startswith("syscall_")}, calls
     assert not {"futex_wake", "mseal", "move_pages", "migrate_pages"} & calls, calls
-
-
-def test_a_named_number_is_used(guest: Guest) -> None:
-    """The same look at a kernel that names the call does find it: the test above can fail."""
-    loads.install(guest)
-    calls = traced_calls(guest)
-    assert "syscall_0x224" in calls, calls

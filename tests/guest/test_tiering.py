@@ -12,8 +12,9 @@ from collections.abc import Iterator
 import pytest
 
 from guest import loads
-from guest.loads import MIB, PAGE, Guest, Load
+from guest.loads import MIB, PAGE, Load
 from guest.service import Service
+from rig import Guest
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(1500)]
 
