@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which page each frame of the simulated machine holds, kept sparsely.
+
+Pages have ids 0, 1, ... A block of 512 frames that holds 512 consecutive pages, or none, is one
+number. Only blocks that single pages have left or joined have a row of ids of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tierd.host import Pfns, Span
+
+BLOCK: Final = 512
+"""Frames in a block: one PMD-sized folio."""
+
+FREE: Final = -1
+KERNEL: Final = -2
+HOLE: Final = -3
+"""Instead of a page id: a free frame, the kernel's own memory, no memory at all."""
+
+Ids = NDArray[np.int64]
+Blocks = NDArray[np.int64]
+"""Indexes of blocks, dense over all spans."""
+
+
+class FrameStore:
+    """Frames of all spans (sorted by start, aligned to blocks) and the pages in them."""
+
+    def __init__(self, spans: Sequence[Span]) -> None:
+        if any(span.start % BLOCK or span.end % BLOCK for span in spans):
+            raise ValueError("spans must begin and end at multiples of 512 frames")
+        self.spans = tuple(spans)
+        self._start = np.array([span.start for span in spans], np.int64)
+        self._end = np.array([span.end for span in spans], np.int64)
+        counts = [span.frames // BLOCK for span in spans]
+        self._first = np.concatenate(([0], np.cumsum(counts)[:-1])).astype(np.int64)
+        self.blocks = sum(counts)
+        self.node = np.repeat(np.array([span.node for span in spans], np.int32), counts)
+        self._base = np.full(self.blocks, FREE, np.int64)
+        self._slot = np.full(self.blocks, -1, np.int32)
+        self._rows = np.empty((0, BLOCK), np.int64)
+        self._spare: list[int] = []
+        self.huge = np.zeros(self.blocks, np.bool_)
+        self.used = np.zeros(self.blocks, np.uint16)
+
+    # -- where -----------------------------------------------------------------------------
+
+    def locate(self, pfn: Pfns) -> Blocks:
+        """int64[n]: block of each frame, -1 for a hole."""
+        frame = pfn.astype(np.int64)
+        span = np.searchsorted(self._start, frame, side="right") - 1
+        inside = (span >= 0) & (frame < self._end[span])
+        return np.where(inside, (frame - self._start[span]) // BLOCK + self._first[span], -1)
+
+    def start_of(self, blocks: Blocks) -> NDArray[np.int64]:
+        """int64[n]: first frame of each block."""
+        span = np.searchsorted(self._first, blocks, side="right") - 1
+        return self._start[span] + (blocks - self._first[span]) * BLOCK
+
+    def of_node(self, node: int) -> Blocks:
+        """Blocks of one node, in order."""
+        return np.flatnonzero(self.node == node)
+
+    # -- what is there -----------------------------------------------------------------------
+
+    def ids(self, pfn: Pfns) -> Ids:
+        """int64[n]: page in each frame, or FREE, KERNEL, HOLE."""
+        blocks = self.locate(pfn)
+        offset = (pfn % np.uint64(BLOCK)).astype(np.int64)
+        base = self._base[blocks]
+        result = np.where(base >= 0, base + offset, base)
+        slot = self._slot[blocks]
+        own = slot >= 0
+        if own.any():
+            result[own] = self._rows[slot[own], offset[own]]
+        result[blocks < 0] = HOLE
+        return result
+
+    def rows(self, blocks: Blocks) -> Ids:
+        """int64[n, 512]: the ids of whole blocks."""
+        base = self._base[blocks][:, None]
+        result = np.where(base >= 0, base + np.arange(BLOCK), base)
+        slot = self._slot[blocks]
+        own = slot >= 0
+        if own.any():
+            result[own] = self._rows[slot[own]]
+        return result
+
+    # -- changes -----------------------------------------------------------------------------
+
+    def fill(self, blocks: Blocks, first: int, huge: NDArray[np.bool_]) -> None:
+        """Put consecutive pages from `first` on into free blocks."""
+        self._base[blocks] = first + np.arange(len(blocks)) * BLOCK
+        self.huge[blocks] = huge
+        self.used[blocks] = BLOCK
+
+    def reserve(self, blocks: Blocks) -> None:
+        """Make free blocks the kernel's."""
+        self._base[blocks] = KERNEL
+        self.used[blocks] = BLOCK
+
+    def clear(self, blocks: Blocks) -> None:
+        """Free whole blocks."""
+        for block in blocks[self._slot[blocks] >= 0].tolist():
+            self._spare.append(int(self._slot[block]))
+        self._base[blocks] = FREE
+        self._slot[blocks] = -1
+        self.huge[blocks] = False
+        self.used[blocks] = 0
+
+    def put(self, pfn: Pfns, ids: Ids) -> None:
+        """Set single frames (no duplicates) to a page or to FREE."""
+        blocks = self.locate(pfn)
+        touched = np.unique(blocks)
+        self._explode(touched)
+        offset = (pfn % np.uint64(BLOCK)).astype(np.int64)
+        self._rows[self._slot[blocks], offset] = ids
+        held = (self._rows[self._slot[touched]] != FREE).sum(axis=1)
+        self.used[touched] = held
+        self.clear(touched[held == 0])
+
+    def _explode(self, blocks: Blocks) -> None:
+        """Give blocks that have none a row of their own."""
+        blocks = blocks[self._slot[blocks] < 0]
+        missing = len(blocks) - len(self._spare)
+        if missing > 0:
+            have = len(self._rows)
+            grown = np.empty((max(have * 3 // 2, have + missing, 64), BLOCK), np.int64)
+            grown[:have] = self._rows
+            self._spare += range(have, len(grown))
+            rows = self.rows(blocks)
+            self._rows = grown
+        else:
+            rows = self.rows(blocks)
+        slots = [self._spare.pop() for _ in blocks]
+        self._rows[slots] = rows
+        self._slot[blocks] = slots
+
+    # -- room ----------------------------------------------------------------------------------
+
+    def free_frames(self, node: int) -> int:
+        """Free frames of a node."""
+        mine = self.used[self.node == node]
+        return len(mine) * BLOCK - int(mine.sum(dtype=np.int64))
+
+    def free_blocks(self, node: int, count: int) -> Blocks:
+        """Up to `count` wholly free blocks of a node, the lowest first."""
+        return np.flatnonzero((self.node == node) & (self.used == 0))[:count]
+
+    def find_free(self, node: int, count: int) -> Pfns:
+        """Up to `count` free frames of a node, from broken blocks first."""
+        mine = self.node == node
+        broken = np.flatnonzero(mine & (self.used > 0) & (self.used < BLOCK))
+        room = np.cumsum(BLOCK - self.used[broken].astype(np.int64))
+        chosen = broken[: int(np.searchsorted(room, count)) + 1]
+        have = int(room[len(chosen) - 1]) if len(chosen) else 0
+        if have < count:
+            whole = self.free_blocks(node, -(-(count - have) // BLOCK))
+            chosen = np.concatenate((chosen, whole))
+        if not len(chosen):
+            return np.zeros(0, np.uint64)
+        block, offset = np.nonzero(self.rows(chosen) == FREE)
+        frames = self.start_of(chosen)[block] + offset
+        return frames[:count].astype(np.uint64)

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looks at 2 MiB blocks through the idle bitmap: marking, reading, folding tails to heads.
+
+The bitmap cannot tell an accessed page from a tail, a free frame or a kernel page: all read 0
+(page_idle_get_folio in mm/page_idle.c gives up on them). Set bits need no second opinion; a
+clear one is believed only where the block's layout, kept in a byte, says that the frame is the
+head of a folio on the LRU, or after its flags were read again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tierd.host import KPF, Host, Pfns
+
+BLOCK: Final = 512
+"""Frames in a block: what one PMD-sized folio covers."""
+WORDS: Final = BLOCK // 64
+
+UNKNOWN: Final = 0
+"""Never looked at closely."""
+EMPTY: Final = 1
+"""No folio on the LRU that we know of."""
+SMALL: Final = 2
+"""512 folios of one page."""
+HUGE: Final = 3
+"""One folio of 512 pages."""
+MIXED: Final = 4
+"""Anything else."""
+
+_JUDGE: Final = KPF.LRU | KPF.COMPOUND_TAIL | KPF.HUGE
+_ONES: Final = np.full(4096 // 8, np.uint64(2**64 - 1))
+_RANGE: Final = np.arange(BLOCK, dtype=np.uint64)
+_BITS: Final = np.arange(64, dtype=np.uint64)
+
+Bools = NDArray[np.bool_]
+Words = NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a look at k blocks told.
+
+    kind: uint8[k]; heads: uint16[k] folios on the LRU; user: uint16[k] base pages in them;
+    share: uint8[k], accessed share of what was looked at in each block, 0..255.
+    pfn, weight: the frames looked at, as in SampleBatch.
+    """
+
+    kind: NDArray[np.uint8]
+    heads: NDArray[np.uint16]
+    user: NDArray[np.uint16]
+    share: NDArray[np.uint8]
+    pfn: Pfns
+    weight: NDArray[np.uint8]
+
+
+def runs(starts: Pfns, most: int = len(_ONES) // WORDS) -> Iterator[tuple[int, int]]:
+    """Begin and end of each run of adjacent blocks, at most `most` long: one call's worth."""
+    cuts = np.flatnonzero(np.diff(starts) != BLOCK) + 1
+    for begin, end in zip([0, *cuts.tolist()], [*cuts.tolist(), len(starts)], strict=True):
+        for part in range(begin, end, most):
+            yield part, min(part + most, end)
+
+
+def mark_full(host: Host, starts: Pfns) -> None:
+    """Mark all frames of some blocks (sorted) idle. Frames that are no head ignore it."""
+    for begin, end in runs(starts):
+        host.set_idle(int(starts[begin]), _ONES[: (end - begin) * WORDS])
+
+
+def mark_words(host: Host, first: Pfns, mask: Words) -> None:
+    """Mark the frames of `mask` idle in single words; first: uint64[k], their first frames.
+
+    Words that are near each other go in one call: the kernel passes over a clear bit in a
+    nanosecond or two, a call costs some hundred.
+    """
+    near = first // np.uint64(len(_ONES) * 64)
+    cuts = (np.flatnonzero(np.diff(near)) + 1).tolist()
+    for begin, end in zip([0, *cuts], [*cuts, len(first)], strict=True):
+        base = int(first[begin])
+        words = np.zeros((int(first[end - 1]) - base) // 64 + 1, np.uint64)
+        words[((first[begin:end] - np.uint64(base)) // np.uint64(64)).astype(np.intp)] = mask[
+            begin:end
+        ]
+        host.set_idle(base, words)
+
+
+def eligible(flags: NDArray[np.uint64]) -> Bools:
+    """bool: heads of folios on the LRU. Tails carry the head's LRU flag in 6.12
+    (stable_page_flags in fs/proc/page.c), huge pages of hugetlbfs are on no LRU."""
+    heads: Bools = (flags & _JUDGE) == KPF.LRU
+    return heads
+
+
+def read_full(host: Host, starts: Pfns, kind: NDArray[np.uint8], trust: NDArray[np.uint16]) -> Seen:
+    """Read blocks that `mark_full` marked. All arrays are of length k.
+
+    trust: so many clear bits are believed of a SMALL block without reading its flags again;
+    more may be freed frames.
+    """
+    k = len(starts)
+    words = np.empty((k, WORDS), np.uint64)
+    for begin, end in runs(starts):
+        host.read_idle(int(starts[begin]), words[begin:end].reshape(-1))
+    bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")
+    idle = bits.view(np.bool_)
+    ones = bits.sum(axis=1, dtype=np.uint16)
+    believed = (kind == SMALL) & (ones + trust >= BLOCK)
+    heads = np.where(believed, BLOCK, ones).astype(np.uint16)
+    user = heads.copy()
+    new_kind = np.where(believed | (ones == BLOCK), SMALL, MIXED).astype(np.uint8)
+    looked = idle | believed[:, None]
+    doubtful = np.flatnonzero(~believed & (ones < BLOCK))
+    if len(doubtful):
+        flags = _flags_of(host, starts[doubtful])
+        looked[doubtful] |= eligible(flags)
+        new_kind[doubtful], heads[doubtful], user[doubtful] = _layout(looked[doubtful], flags)
+    accessed = heads - ones
+    share = (accessed.astype(np.uint32) * 255 // np.maximum(heads, 1)).astype(np.uint8)
+    pfn, weight = _entries(starts, looked, idle)
+    return Seen(new_kind, heads, user, share, pfn, weight)
+
+
+def _entries(starts: Pfns, looked: Bools, idle: Bools) -> tuple[Pfns, NDArray[np.uint8]]:
+    frames = starts[:, None] + _RANGE
+    if np.all(looked):  # the ordinary case of small pages: no selection needed
+        return frames.reshape(-1), (~idle).reshape(-1).view(np.uint8)
+    return frames[looked], (~idle)[looked].view(np.uint8)
+
+
+def _flags_of(host: Host, starts: Pfns) -> NDArray[np.uint64]:
+    """uint64[k, 512]: page flags of whole blocks."""
+    flags = np.empty((len(starts), BLOCK), np.uint64)
+    for begin, end in runs(starts):
+        host.flags_run(int(starts[begin]), flags[begin:end].reshape(-1))
+    return flags
+
+
+def _layout(
+    heads: Bools, flags: NDArray[np.uint64]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint16], NDArray[np.uint16]]:
+    """Kind, folios and base pages of blocks from the flags of all their frames."""
+    count = heads.view(np.uint8).sum(axis=1, dtype=np.uint16)
+    tails = (flags & KPF.COMPOUND_TAIL).astype(np.bool_)
+    # A tail belongs to a user's folio if it carries the LRU flag or, on older kernels that do
+    # not copy it, if it is mapped or anonymous; what is missed here only shortens an estimate.
+    own = tails & ((flags & (KPF.LRU | KPF.MMAP | KPF.ANON)) != 0) & ((flags & KPF.HUGE) == 0)
+    user = count + own.view(np.uint8).sum(axis=1, dtype=np.uint16)
+    kind = np.full(len(heads), MIXED, np.uint8)
+    kind[count == 0] = EMPTY
+    kind[count == BLOCK] = SMALL
+    kind[heads[:, 0] & (count == 1) & (user == BLOCK)] = HUGE
+    return kind, count, user
+
+
+def read_words(
+    host: Host, starts: Pfns, word: NDArray[np.uint8], mask: Words, kind: NDArray[np.uint8]
+) -> Seen:
+    """Read single words that `mark_words` marked: word w of the block at starts[i].
+
+    The flags of a word are read where some of its marked frames read 0 and the block's layout
+    does not vouch for them. `heads` and `user` are 0 where the look did not tell.
+    """
+    first = starts + word.astype(np.uint64) * np.uint64(64)
+    idle = np.empty(len(starts), np.uint64)
+    for i, frame in enumerate(first.tolist()):
+        host.read_idle(frame, idle[i : i + 1])
+    idle &= mask
+    looked = mask.copy()
+    new_kind = kind.copy()
+    heads = np.zeros(len(starts), np.uint16)
+    user = np.zeros(len(starts), np.uint16)
+    for i in np.flatnonzero((idle != mask) & (kind != SMALL)).tolist():
+        flags = np.empty(64, np.uint64)
+        host.flags_run(int(first[i]), flags)
+        good = np.packbits(eligible(flags), bitorder="little").view(np.uint64)[0]
+        looked[i] = mask[i] & (good | idle[i])
+        new_kind[i] = _hint(host, int(starts[i]), int(word[i]), flags, int(kind[i]))
+        if new_kind[i] == HUGE:
+            heads[i], user[i] = 1, BLOCK
+    bits = ((looked[:, None] >> _BITS) & np.uint64(1)).astype(np.bool_)
+    hits = (((looked & ~idle)[:, None] >> _BITS) & np.uint64(1)).astype(np.bool_)
+    seen = bits.sum(axis=1, dtype=np.uint32)
+    share = (hits.sum(axis=1, dtype=np.uint32) * 255 // np.maximum(seen, 1)).astype(np.uint8)
+    frames = first[:, None] + _BITS
+    return Seen(new_kind, heads, user, share, frames[bits], hits[bits].view(np.uint8))
+
+
+def _hint(host: Host, start: int, word: int, flags: NDArray[np.uint64], kind: int) -> int:
+    """What the flags of one word say about the whole block."""
+    tails = (flags & KPF.COMPOUND_TAIL).astype(np.bool_)
+    if word == 0 and np.all(tails[1:]) and eligible(flags[:1])[0]:
+        last = np.empty(1, np.uint64)
+        host.flags_run(start + BLOCK - 1, last)
+        return HUGE if last[0] & KPF.COMPOUND_TAIL else MIXED
+    if kind == HUGE:
+        return UNKNOWN  # it was split or is gone
+    if kind == UNKNOWN and not np.any(eligible(flags) | tails):
+        return EMPTY
+    return kind
+
+
+def occupied(host: Host, first: Pfns) -> Bools:
+    """bool[k]: whether any of the 8 frames from each of `first` on is on the LRU. For blocks
+    that were empty: have they filled?"""
+    found = np.zeros(len(first), np.bool_)
+    flags = np.empty(8, np.uint64)
+    for i, frame in enumerate(first.tolist()):
+        host.flags_run(frame, flags)
+        found[i] = bool(np.any(flags & KPF.LRU))
+    return found

@@ -1,0 +1,435 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The idle bitmap as a source of hot and cold evidence, inside a CPU budget.
+
+Three streams share the budget of a call:
+
+- *active* blocks, where some pages are accessed and some not or where something has changed:
+  looked at in full, again and again, until they are calm;
+- the *sweep*: a few frames of every other block in turn, so that what becomes hot is found;
+- the *refresh*: every block in full in turn, for exact evidence about calm ones too.
+
+Where the budget covers every frame of the machine there is only the refresh. The window, which
+is the time between marking a frame idle and reading it, is tuned apart from all that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tierd.config import Sampling
+from tierd.host import Host
+from tierd.samplers import SampleBatch, SamplerStatus
+from tierd.samplers.idle_looks import (
+    BLOCK,
+    EMPTY,
+    HUGE,
+    MIXED,
+    UNKNOWN,
+    Seen,
+    mark_full,
+    mark_words,
+    occupied,
+    read_full,
+    read_words,
+)
+from tierd.samplers.idle_window import WindowTuner
+from tierd.topology import Topology
+
+Blocks = NDArray[np.int64]
+
+GROUP_FULL: Final = 64
+"""Blocks of one full look: 32,768 frames, one call of the bitmap and one SampleBatch."""
+GROUP_WORDS: Final = 1024
+"""Blocks of one sparse look."""
+
+CALM: Final = 3
+"""Looks in a row that must tell the same before a block counts as calm."""
+DIFFERENT: Final = 32
+"""Of 255: so much must the accessed share differ to count as a change."""
+VERIFY_EVERY: Final = 4
+"""Looks after which a known layout is checked although nothing speaks against it."""
+
+ACTIVE_SHARE: Final = 0.5
+SWEEP_SHARE: Final = 0.35
+"""Of the budget; the refresh has the rest, and what one leaves over goes to the others."""
+
+UNIT_BLOCK: Final = 4.0
+"""Cost of a full look beside that of its LRU frames."""
+UNIT_WORD: Final = 24.0
+UNIT_MIXED: Final = 60.0
+UNIT_HUGE: Final = 10.0
+UNIT_PEEK: Final = 6.0
+"""Cost of a sparse look (and of one at a mixed block, where all of a word is marked), of one at
+a huge page, of a peek at an empty block."""
+
+SLICE: Final = 4096
+"""Blocks of which a stream chooses at once."""
+SLICES: Final = 256
+"""Most slices of a stream in one call, so that choosing stays cheap on the largest host."""
+
+_EIGHT: Final = np.uint64(0x0101010101010101)
+
+FIRST_COST: Final = 2e-6
+"""CPU seconds per unit before anything was measured: what emulation takes, 5 times too much
+for real hardware, so that the first call does not overrun."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """Blocks marked together. words and masks are None for a look at all frames.
+
+    fair: the blocks came in turn, so that they are a fair sample of all of them.
+    cpu: seconds that marking took.
+    """
+
+    blocks: Blocks
+    words: NDArray[np.uint8] | None
+    masks: NDArray[np.uint64] | None
+    marked: float
+    fair: bool
+    cpu: float
+
+
+class _Round:
+    """How far the present round over all blocks has come, and how the last one went."""
+
+    def __init__(self, blocks: int, now: float) -> None:
+        self._blocks = max(blocks, 1)
+        self._began = now
+        self._passed = 0
+        self._looked = 0
+        self._last: tuple[int, float] | None = None
+
+    def looked(self, frames: int) -> None:
+        self._looked += frames
+
+    def passed(self, blocks: int, now: float) -> None:
+        self._passed += blocks
+        if self._passed >= self._blocks:
+            self._last = (self._looked, now - self._began)
+            self._passed, self._looked, self._began = 0, 0, now
+
+    def status(self, now: float, known: int) -> tuple[float, float]:
+        """Share of the known frames that were looked at, and seconds of a round; before the
+        first round is over, what is known so far."""
+        if self._last is not None:
+            looked, seconds = self._last
+        else:
+            part = self._passed / self._blocks
+            looked, seconds = self._looked, (now - self._began) / part if part else 0.0
+        return min(looked / known, 1.0) if known else 0.0, seconds
+
+
+class PageIdleSampler:
+    """`tierd.samplers.Sampler` over the idle bitmap. Not thread-safe, but may use threads.
+
+    State: 17 bytes per 2 MiB block and 8 for an active one, below 0.05 bytes per frame.
+    """
+
+    name = "page_idle"
+
+    def __init__(self, host: Host, topology: Topology, sampling: Sampling) -> None:
+        self._host = host
+        spans = [np.arange(s.start // BLOCK, -(-s.end // BLOCK)) for s in topology.spans]
+        self._first = (np.unique(np.concatenate(spans)) * BLOCK).astype(np.uint64)
+        count = len(self._first)
+        self._kind = np.full(count, UNKNOWN, np.uint8)
+        self._heads = np.full(count, BLOCK, np.uint16)
+        self._user = np.zeros(count, np.uint16)
+        self._share = np.zeros(count, np.uint8)
+        self._calm = np.zeros(count, np.uint8)
+        self._busy = np.zeros(count, np.bool_)
+        self._listed = np.zeros(count, np.bool_)
+        self._active: Blocks = np.zeros(0, np.int64)
+        self._turn = {"sweep": 0, "refresh": 0}
+        self._flight: list[_Look] = []
+        self._users = 0
+        self._known = 0
+        self._units = float(self._full_units(np.arange(count)).sum())
+        fast = sum(topology.frames_of(node) for node in topology.tiers[0].nodes)
+        self._tuner = WindowTuner(sampling.window.min, sampling.window.max, fast)
+        self._cost = FIRST_COST
+        self._carry = 0.0
+        self._pass = 0
+        self._last_call: float | None = None
+        self._gap = 0.0
+        self._round = _Round(count, host.monotonic())
+        self._threads = sampling.threads
+        self._pool = ThreadPoolExecutor(self._threads, "page_idle") if self._threads > 1 else None
+
+    # -- the Protocol --------------------------------------------------------------------------
+
+    def sample(self, cpu_budget: float) -> Iterator[SampleBatch]:
+        """Read what is due, then mark the next blocks; see `tierd.samplers.Sampler`.
+
+        With a window much shorter than the time between calls, marking, waiting and reading
+        all happen within the call.
+        """
+        self._pass += 1
+        self._note_call()
+        window = self._tuner.window
+        spent = yield from self._harvest(window)
+        spent += self._begin(max(cpu_budget + self._carry, 0.0) / self._cost)
+        if self._gap and window < self._gap / 2:
+            self._host.sleep(window)
+            spent += yield from self._harvest(0.0)
+        carry = self._carry + cpu_budget - spent
+        self._carry = min(max(carry, -4 * cpu_budget), cpu_budget / 4)
+        self._tuner.step(self._host.monotonic(), self._gap, self._users)
+
+    def status(self) -> SamplerStatus:
+        """The window in force, and how the last full round over all blocks went."""
+        coverage, seconds = self._round.status(self._host.monotonic(), self._known)
+        return SamplerStatus(self.name, self._tuner.effective(self._gap), coverage, seconds)
+
+    def close(self) -> None:
+        """Stop the threads. Idle flags that are left do no harm: the next access clears them."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def _note_call(self) -> None:
+        now = self._host.monotonic()
+        if self._last_call is not None:
+            gap = now - self._last_call
+            self._gap = 0.7 * self._gap + 0.3 * gap if self._gap else gap
+        self._last_call = now
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def _harvest(self, window: float) -> Generator[SampleBatch, None, float]:
+        """Read every look whose window is over; returns the CPU seconds spent."""
+        now = self._host.monotonic()
+        due = [look for look in self._flight if now - look.marked >= window * 0.99]
+        self._flight = [look for look in self._flight if now - look.marked < window * 0.99]
+        spent = 0.0
+        while due:
+            part, due = due[: self._threads], due[self._threads :]
+            before = self._host.cpu_times()
+            seen = list(self._map(self._read, part))
+            now = self._host.monotonic()
+            batches = [self._apply(look, told, now) for look, told in zip(part, seen, strict=True)]
+            used = (self._host.cpu_times() - before).total
+            self._learn(part, seen, used)
+            spent += used
+            yield from batches
+        return spent
+
+    def _map(self, work: Callable[[_Look], Seen], looks: list[_Look]) -> Iterator[Seen]:
+        return map(work, looks) if self._pool is None else self._pool.map(work, looks)
+
+    def _read(self, look: _Look) -> Seen:
+        """Only reads the state, so that threads may do it side by side."""
+        blocks = look.blocks
+        starts, kind = self._first[blocks], self._kind[blocks]
+        if look.words is not None and look.masks is not None:
+            return read_words(self._host, starts, look.words, look.masks, kind)
+        share = self._share[blocks].astype(np.uint16)
+        check = (share == 0) | (self._calm[blocks] % VERIFY_EVERY == VERIFY_EVERY - 1)
+        trust = np.where(check, 0, np.minimum((share + DIFFERENT) * 2, BLOCK))
+        return read_full(self._host, starts, kind, trust.astype(np.uint16))
+
+    def _apply(self, look: _Look, seen: Seen, now: float) -> SampleBatch:
+        """Take over what a look told about its blocks."""
+        blocks = look.blocks
+        self._units -= float(self._full_units(blocks).sum())
+        self._users -= int(self._user[blocks].sum(dtype=np.int64))
+        before, fresh = self._share[blocks].astype(np.int16), self._kind[blocks] == UNKNOWN
+        share = seen.share.astype(np.int16)
+        if look.words is None:
+            self._heads[blocks], self._user[blocks] = seen.heads, seen.user
+            changed = np.abs(share - before) > DIFFERENT
+        else:
+            self._hear(blocks, seen, fresh)
+            # A few frames cannot tell one mixed share from another, but they can tell that a
+            # block is no longer wholly idle or wholly hot.
+            changed = ((before <= 8) & (share > 0)) | ((before >= 247) & (share < 247))
+            share = np.where(changed | fresh, share, before)
+        self._kind[blocks] = seen.kind
+        self._share[blocks] = share
+        calm = np.where(changed, 0, np.minimum(self._calm[blocks].astype(np.int16) + 1, 255))
+        self._calm[blocks] = calm
+        mixed = (share > 8) & (share < 247)
+        active = (seen.kind != EMPTY) & (mixed | changed | ((share >= 247) & (calm < CALM)))
+        self._list(blocks[active])
+        self._busy[blocks] = False
+        self._units += float(self._full_units(blocks).sum())
+        user = self._user[blocks]
+        self._users += int(user.sum(dtype=np.int64))
+        if look.fair:
+            pages = user * (share / 255)
+            total = int(user.sum(dtype=np.int64))
+            self._tuner.note(total, float(pages.sum()), float(pages[mixed].sum()))
+        self._round.looked(len(seen.pfn))
+        return SampleBatch(self.name, seen.pfn, seen.weight, look.marked, now)
+
+    def _hear(self, blocks: Blocks, seen: Seen, fresh: NDArray[np.bool_]) -> None:
+        """Folios and pages of blocks of which one word was read."""
+        told = seen.heads > 0
+        self._heads[blocks[told]], self._user[blocks[told]] = seen.heads[told], seen.user[told]
+        # Some frame of a block never seen in full is in use: take it for full until then.
+        guess = fresh & ~told & (seen.kind != EMPTY)
+        self._user[blocks[guess]] = BLOCK
+        empty = seen.kind == EMPTY
+        self._heads[blocks[empty]], self._user[blocks[empty]] = 0, 0
+
+    def _list(self, blocks: Blocks) -> None:
+        """Put blocks on the list of active ones, once."""
+        new = blocks[~self._listed[blocks]]
+        self._listed[new] = True
+        self._active = np.concatenate((self._active, new))
+
+    def _learn(self, looks: list[_Look], seen: list[Seen], used: float) -> None:
+        """Cost per unit from what marking and reading these looks really took."""
+        units = sum(
+            float(told.heads.sum(dtype=np.int64)) + UNIT_BLOCK * len(told.heads)
+            if look.words is None
+            else float(self._word_units(look.blocks).sum())
+            for look, told in zip(looks, seen, strict=True)
+        )
+        if units:
+            used += sum(look.cpu for look in looks)
+            weight = min(units / 20_000, 0.5)
+            self._cost += weight * (used / units - self._cost)
+            self._cost = max(self._cost, 1e-9)
+
+    # -- choosing and marking --------------------------------------------------------------------
+
+    def _full_units(self, blocks: Blocks) -> NDArray[np.float64]:
+        """float64[n]: what a full look at each block costs."""
+        kind = self._kind[blocks]
+        units = self._heads[blocks].astype(np.float64) + UNIT_BLOCK
+        units[kind == HUGE] = UNIT_HUGE
+        units[kind == EMPTY] = UNIT_PEEK
+        return units
+
+    def _word_units(self, blocks: Blocks) -> NDArray[np.float64]:
+        """float64[n]: what a sparse look at each block costs."""
+        table = np.full(MIXED + 1, UNIT_WORD)
+        table[MIXED], table[HUGE], table[EMPTY] = UNIT_MIXED, UNIT_HUGE, UNIT_PEEK
+        return table[self._kind[blocks]]
+
+    def _begin(self, capacity: float) -> float:
+        """Choose blocks worth `capacity` units and mark them; returns CPU seconds."""
+        before = self._host.cpu_times()
+        now = self._host.monotonic()
+        if self._units <= capacity:
+            chosen, passed = self._next("refresh", capacity, self._full_units)
+            self._round.passed(passed, now)
+            self._mark(chosen, None, fair=True)
+            return (self._host.cpu_times() - before).total
+        active = self._next_active(capacity * ACTIVE_SHARE)
+        left = capacity - float(self._full_units(active).sum())
+        sweep, passed = self._next("sweep", min(capacity * SWEEP_SHARE, left), self._word_units)
+        self._round.passed(passed, now)
+        left -= float(self._word_units(sweep).sum())
+        refresh, _ = self._next("refresh", left, self._full_units)
+        left -= float(self._full_units(refresh).sum())
+        active = np.concatenate((active, self._next_active(left)))
+        self._mark(np.sort(active), None, fair=False)
+        self._mark(np.sort(sweep), self._pass, fair=True)
+        self._mark(np.sort(refresh), None, fair=True)
+        return (self._host.cpu_times() - before).total
+
+    def _next_active(self, capacity: float) -> Blocks:
+        """The active blocks that have waited longest, worth at most `capacity` units."""
+        waiting = self._active[~self._busy[self._active]]
+        held = self._active[self._busy[self._active]]
+        count = int(np.searchsorted(np.cumsum(self._full_units(waiting)), capacity, side="right"))
+        chosen = waiting[:count]
+        self._active = np.concatenate((waiting[count:], held))
+        self._listed[chosen] = False
+        self._busy[chosen] = True
+        return chosen
+
+    def _next(
+        self, stream: str, capacity: float, cost: Callable[[Blocks], NDArray[np.float64]]
+    ) -> tuple[Blocks, int]:
+        """The next blocks in turn worth at most `capacity` units, and how many were passed."""
+        chosen: list[Blocks] = []
+        count, passed = len(self._first), 0
+        for _ in range(SLICES):
+            if passed >= count:
+                break
+            at = self._turn[stream]
+            end = min(at + SLICE, count, at + count - passed)
+            free = np.arange(at, end)
+            busy = (
+                self._busy[free] if stream == "refresh" else (self._busy[free] | self._listed[free])
+            )
+            free = free[~busy]
+            total = np.cumsum(cost(free))
+            fit = int(np.searchsorted(total, capacity, side="right"))
+            chosen.append(free[:fit])
+            self._busy[free[:fit]] = True
+            reached = end if fit == len(free) else int(free[fit])
+            passed += reached - at
+            self._turn[stream] = reached % count
+            if fit < len(free):
+                break
+            capacity -= float(total[-1]) if fit else 0.0
+        return np.concatenate(chosen) if chosen else np.zeros(0, np.int64), passed
+
+    def _mark(self, blocks: Blocks, sparse: int | None, *, fair: bool) -> None:
+        """Mark chosen blocks: `sparse` None in full, else in one word that it helps to choose."""
+        kind = self._kind[blocks]
+        filled = self._peek(blocks[kind == EMPTY])
+        by_word = (kind == HUGE) | (sparse is not None)
+        words = blocks[by_word & (kind != EMPTY)]
+        full = np.sort(np.concatenate((blocks[~by_word & (kind != EMPTY)], filled)))
+        for at in range(0, len(full), GROUP_FULL):
+            part = full[at : at + GROUP_FULL]
+            before = self._host.cpu_times()
+            mark_full(self._host, self._first[part])
+            self._launch(part, None, None, fair, before.total)
+        for at in range(0, len(words), GROUP_WORDS):
+            part = words[at : at + GROUP_WORDS]
+            before = self._host.cpu_times()
+            word, mask = self._choose_words(part, sparse or 0)
+            mark_words(self._host, self._first[part] + word * np.uint64(64), mask)
+            self._launch(part, word.astype(np.uint8), mask, fair, before.total)
+
+    def _launch(
+        self,
+        blocks: Blocks,
+        words: NDArray[np.uint8] | None,
+        masks: NDArray[np.uint64] | None,
+        fair: bool,
+        before: float,
+    ) -> None:
+        cpu = self._host.cpu_times().total - before
+        look = _Look(blocks, words, masks, self._host.monotonic(), fair, cpu)
+        self._flight.append(look)
+
+    def _choose_words(
+        self, blocks: Blocks, turn: int
+    ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        """A word of each block and the frames to mark in it: 8 of 64, other ones each time; the
+        head alone of a huge page; all of a word of a mixed block, where heads are few."""
+        kind = self._kind[blocks]
+        mixer = blocks.astype(np.uint64) * np.uint64(0x9E3779B1) + np.uint64(turn * 0x85EBCA6B)
+        mixer ^= mixer >> np.uint64(15)
+        word = mixer & np.uint64(7)
+        mask = np.left_shift(_EIGHT, mixer >> np.uint64(3) & np.uint64(7))
+        mask[kind == MIXED] = np.uint64(2**64 - 1)
+        first = (kind == HUGE) | (kind == UNKNOWN)
+        word[first] = 0
+        mask[kind == UNKNOWN] = _EIGHT
+        mask[kind == HUGE] = np.uint64(1)
+        return word, mask
+
+    def _peek(self, empty: Blocks) -> Blocks:
+        """Those of some empty blocks that have filled; the others are done with."""
+        where = (empty * 37 + self._pass * 11) % (BLOCK // 8) * 8
+        found = occupied(self._host, self._first[empty] + where.astype(np.uint64))
+        filled = empty[found]
+        self._units -= float(self._full_units(filled).sum())
+        self._kind[filled], self._heads[filled] = UNKNOWN, BLOCK
+        self._units += float(self._full_units(filled).sum())
+        self._busy[empty[~found]] = False
+        return filled
