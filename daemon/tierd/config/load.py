@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -42,6 +42,10 @@ class Loaded:
     def source(self) -> str:
         """The files for people, or that there were none."""
         return ", ".join(self.files) or DEFAULTS
+
+    def with_config(self, config: Config) -> Loaded:
+        """The same files with something overridden from the command line."""
+        return replace(self, config=config)
 
     def problem(self, path: Path_, wrong: str, right: str) -> Problem:
         """Something wrong with the key at `path` that only the host could tell."""

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Documents of the control socket as text for people, at most 80 columns wide.
+
+Standard library only: `tierctl` must start at once.
+"""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, TextIO
+
+WIDTH: Final = 80
+_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
+_LABEL: Final = 10
+"""Columns of the labels on the left."""
+
+
+class Style:
+    """Emphasis on a terminal, nothing elsewhere or with NO_COLOR (https://no-color.org)."""
+
+    def __init__(self, stream: TextIO, environ: Mapping[str, str] | None = None) -> None:
+        environ = os.environ if environ is None else environ
+        self.on = stream.isatty() and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
+
+    def bold(self, text: str) -> str:
+        return f"\x1b[1m{text}\x1b[0m" if self.on else text
+
+    def warn(self, text: str) -> str:
+        return f"\x1b[1;31m{text}\x1b[0m" if self.on else text
+
+
+def size(value: float | None) -> str:
+    """ "15.6 GiB" of bytes."""
+    if value is None:
+        return "-"
+    number = float(value)
+    for unit in _UNITS:
+        if abs(number) < 1024 or unit == _UNITS[-1]:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1024
+    raise AssertionError("unreachable")
+
+
+def seconds(value: float | None) -> str:
+    """ "0.21 s", "3 min" or "2.5 h" of seconds."""
+    if value is None:
+        return "-"
+    if value < 90:
+        return f"{value:.2f} s"
+    return f"{value / 60:.0f} min" if value < 5400 else f"{value / 3600:.1f} h"
+
+
+def percent(value: float | None) -> str:
+    """ "93.1 %" of a ratio."""
+    return "-" if value is None else f"{value:.1%}".replace("%", " %")
+
+
+def _labelled(label: str, text: str) -> Iterator[str]:
+    """`text` wrapped beside its label."""
+    lines = textwrap.wrap(text, WIDTH - _LABEL, break_on_hyphens=False) or [""]
+    for index, line in enumerate(lines):
+        yield f"{label if index == 0 else '':<{_LABEL}}{line}"
+
+
+def status(doc: Mapping[str, Any], style: Style) -> str:
+    """The answer to `status`."""
+    return "\n".join(_status(doc, style)) + "\n"
+
+
+def _status(doc: Mapping[str, Any], style: Style) -> Iterator[str]:
+    cycle, config = doc["cycle"], doc["config"]
+    yield style.bold(f"tierd {doc['version']} on {doc['host']}, up {seconds(doc['uptime'])}")
+    mode = doc["mode"]
+    if mode != config["mode"]:
+        mode += f" (the policy says {config['mode']})"
+    yield from _labelled("mode", f"{mode}, sampler {doc['sampler']}, mover {doc['mover']}")
+    yield from _labelled("policy", config["source"])
+    took = f"{seconds(cycle['duration'])} of {seconds(cycle['interval'])}"
+    text = f"{cycle['number']}, {took}, {cycle['overruns']} too long, {cycle['failures']} failed"
+    yield from _labelled("cycle", text)
+    yield from _labelled("hit ratio", percent(doc["hit_ratio"]))
+    if doc.get("metrics"):
+        yield from _labelled("metrics", doc["metrics"])
+    for reason in doc["degraded"]:
+        yield from map(style.warn, _labelled("degraded", reason))
+    if not config["last_reload"]["ok"]:
+        for index, line in enumerate(config["last_reload"]["problems"]):
+            yield from map(style.warn, _labelled("" if index else "refused", line))
+    for each in doc["foreign_tierers"]:
+        yield from _labelled("beside", each["detail"])
+    yield ""
+    yield from _tier_table(doc["tiers"], style)
+    yield ""
+    yield from _moves_table(doc["moves"], style)
+
+
+def _tier_table(tiers: Sequence[Mapping[str, Any]], style: Style) -> Iterator[str]:
+    width = max(8, *(len(tier["name"]) for tier in tiers)) if tiers else 8
+    head = (
+        f"{'tier':<{width}}  {'nodes':<8} {'total':>10} {'free':>10} {'headroom':>19} {'hot':>10}"
+    )
+    yield style.bold(head)
+    for tier in tiers:
+        nodes = ",".join(map(str, tier["nodes"]))
+        room = f"{size(tier.get('headroom_low'))}-{size(tier.get('headroom_high'))}"
+        yield (
+            f"{tier['name']:<{width}}  {nodes:<8} {size(tier.get('total')):>10}"
+            f" {size(tier.get('free')):>10} {room:>19} {size(tier.get('hot')):>10}"
+        )
+
+
+def _moves_table(moves: Mapping[str, Mapping[str, Any]], style: Style) -> Iterator[str]:
+    yield style.bold(f"{'moves':<10}{'in all':>12}{'last cycle':>13}{'limit':>14}")
+    for name, entry in moves.items():
+        limit = entry["rate_limit"]
+        shown = "-" if limit is None else f"{size(limit)}/s"
+        yield (
+            f"{name:<10}{size(entry['bytes']):>12}{size(entry['last_cycle_bytes']):>13}{shown:>14}"
+        )
+    for name, entry in moves.items():
+        stayed = entry["last_cycle_skipped_pages"]
+        if stayed:
+            text = ", ".join(f"{reason} {pages}" for reason, pages in stayed.items())
+            yield from _labelled("stayed", f"{name}: {text} (pages, last cycle)")
+
+
+def top(doc: Mapping[str, Any], style: Style) -> str:
+    """The answer to `top`."""
+    return "\n".join(_top(doc, style)) + "\n"
+
+
+def _top(doc: Mapping[str, Any], style: Style) -> Iterator[str]:
+    tiers = doc["tiers"][:3]
+    columns = "".join(f"{name[:10]:>11}" for name in tiers)
+    width = WIDTH - 11 * (len(tiers) + 2) - 3
+    yield style.bold(f"{'class':<{width}}{columns}{'up':>11}{'down':>11}")
+    for each in doc["classes"]:
+        name = each["match"]
+        name = name if len(name) < width else f"{name[: width - 2]}~"
+        sizes = "".join(f"{size(each['resident'].get(tier, 0)):>11}" for tier in tiers)
+        mark = " !" if each["stopped"] else ""
+        up, down = size(each["promoted"]), size(each["demoted"])
+        yield f"{name:<{width}}{sizes}{up:>11}{down:>11}{mark}"
+    if not doc["classes"]:
+        yield "the policy names no classes"
+    if any(each["stopped"] for each in doc["classes"]):
+        yield "! promotion is stopped: too much of it was undone soon after"
+    for tier, heat in doc["heat"].items():
+        yield ""
+        yield style.bold(f"{tier}: pages by heat, coldest first")
+        yield from _bars(heat)
+
+
+def _bars(heat: Sequence[int]) -> Iterator[str]:
+    most = max(heat, default=0)
+    for bucket, pages in enumerate(heat):
+        bar = "#" * (round(pages / most * 50) if most else 0)
+        yield f"{bucket:>3} {pages:>14} {bar}".rstrip()
+
+
+def explain(doc: Mapping[str, Any], style: Style) -> str:
+    """The answer to `explain`."""
+    lines = [style.bold(f"page frame {doc['pfn']}")]
+    for key, value in doc.items():
+        if key != "pfn":
+            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+            lines += _labelled(key, shown)
+    return "\n".join(lines) + "\n"
+
+
+def probe(doc: Mapping[str, Any], style: Style) -> str:
+    """What `tierd probe` found."""
+    return "\n".join(_probe(doc, style)) + "\n"
+
+
+def _probe(doc: Mapping[str, Any], style: Style) -> Iterator[str]:
+    yield style.bold(f"{doc['host']}, policy {doc['policy']}")
+    yield ""
+    yield style.bold("capabilities")
+    for each in doc["capabilities"]:
+        yield from _row(f"{each['name']:<16}{'yes' if each['available'] else 'no':<5}", each)
+    yield ""
+    yield style.bold("ladder")
+    for each in doc["ladder"]:
+        taken = "taken" if each["chosen"] else "-"
+        yield from _row(f"{each['kind']:<7}{each['name']:<16}{taken:<7}", each)
+    yield ""
+    yield style.bold("tiers, fastest first")
+    for each in doc["tiers"]:
+        nodes = ",".join(map(str, each["nodes"]))
+        yield from _row(f"{each['name']:<16}node {nodes:<5}", {"reason": each["why"]})
+    for label in ("problem", "degraded", "foreign"):
+        for text in doc[label]:
+            yield ""
+            yield from map(style.warn, _labelled(label, text))
+
+
+def _row(start: str, entry: Mapping[str, Any]) -> Iterator[str]:
+    """Columns, then a reason that is wrapped beside them."""
+    start = f"  {start}"
+    lines = textwrap.wrap(entry["reason"], WIDTH - len(start), break_on_hyphens=False) or [""]
+    for index, line in enumerate(lines):
+        yield f"{start if index == 0 else ' ' * len(start)}{line}"
+
+
+class CycleTable:
+    """One line per cycle, under a heading that comes again now and then."""
+
+    EVERY: Final = 20
+
+    def __init__(self, style: Style) -> None:
+        self._style = style
+        self._lines = 0
+
+    def lines(self, doc: Mapping[str, Any]) -> Iterator[str]:
+        """The heading when it is due, and the line of the status document `doc`."""
+        tiers = [tier for tier in doc["tiers"] if "total" in tier]
+        if self._lines % self.EVERY == 0:
+            columns = "".join(f"{tier['name'] + ' used/free GiB':>20}" for tier in tiers)
+            yield self._style.bold(f"{'cycle':>5}{columns}{'hit %':>7}{'up/down MiB':>13}  stayed")
+        self._lines += 1
+        columns = "".join(
+            f"{(tier['total'] - tier['free']) / 2**30:>14.1f}/{tier['free'] / 2**30:<5.1f}"
+            for tier in tiers
+        )
+        hit = "-" if doc["hit_ratio"] is None else f"{doc['hit_ratio'] * 100:.1f}"
+        up, down = (doc["moves"][way]["last_cycle_bytes"] / 2**20 for way in ("promote", "demote"))
+        yield (
+            f"{doc['cycle']['number']:>5}{columns}{hit:>7}{up:>7.0f}/{down:<5.0f}"
+            f"  {_stayed(doc['moves'])}"
+        ).rstrip()
+
+
+def _stayed(moves: Mapping[str, Mapping[str, Any]]) -> str:
+    """Why candidates stayed in the last cycle, pages by reason, the most first."""
+    counts: dict[str, int] = {}
+    for entry in moves.values():
+        for reason, pages in entry["last_cycle_skipped_pages"].items():
+            counts[reason] = counts.get(reason, 0) + pages
+    found = sorted(counts.items(), key=lambda item: -item[1])
+    return ", ".join(f"{reason} {pages}" for reason, pages in found) or "-"

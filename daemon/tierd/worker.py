@@ -1,0 +1,447 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one thread that runs cycles, at the policy's cadence, and all that must happen between
+two of them: reloads, pauses, hot-plug.
+
+It alone touches the engine. Others read `Worker.state`, an immutable snapshot, or hand over a
+function with `call`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any, Final, TypeVar
+
+from tierd import assembly
+from tierd.assembly import Foundation, Refused
+from tierd.config import ConfigError, Loaded, OnConflict, Problem
+from tierd.engine import CycleReport, Engine
+from tierd.host import ForeignTierer, Host
+from tierd.journal import Event, record
+from tierd.ladder import RequiredMissing
+from tierd.metrics import Exporter
+from tierd.notify import Notifier
+from tierd.pace import Pace
+from tierd.state import Reload, State
+from tierd.topology import TopologyError
+
+T = TypeVar("T")
+
+CHECK_CYCLES: Final = 10
+"""Cycles between two looks for hot-plugged nodes, and between two STATUS= lines."""
+
+FOREIGN_CYCLES: Final = 60
+"""Cycles between two looks for others who move pages."""
+
+MAX_FAILURES: Final = 20
+"""Cycles that may fail in a row. A daemon whose every cycle fails does no good: it ends, and the
+service manager decides."""
+
+REPEAT: Final = 10.0
+"""Seconds within which the same answer to a reload is not recorded again: systemd 253 and newer
+send SIGHUP and run ExecReload= for one `systemctl reload`."""
+
+OVERRUN_QUIET: Final = 300.0
+"""Seconds between two journal records of overruns; the metric counts every one."""
+
+_FEED_SHARE: Final = 3
+_log = logging.getLogger(__name__)
+
+
+class Stopping(Exception):
+    """The worker takes no more calls."""
+
+
+class Worker:
+    """Runs cycles until told to stop, or until `limit` of them are done."""
+
+    def __init__(
+        self,
+        host: Host,
+        engine: Engine,
+        state: State,
+        load: Callable[[], Loaded],
+        exporter: Exporter,
+        notifier: Notifier,
+        pace: Pace,
+        *,
+        limit: int | None = None,
+        watch: Callable[[State], None] = lambda state: None,
+        ended: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`load` loads the policy anew; `watch` is called after each cycle, `ended` once."""
+        self._host = host
+        self._engine = engine
+        self.state = state
+        self._load = load
+        self._exporter = exporter
+        self._notifier = notifier
+        self._pace = pace
+        self._limit = limit
+        self._watch = watch
+        self._ended = ended
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
+        self._gate = threading.Lock()
+        self._stopping = threading.Event()
+        self._closed = False
+        self._degraded: frozenset[str] = frozenset()
+        self._failures = 0
+        self._overrun_said = float("-inf")
+        self._foreign_said: set[ForeignTierer] = set()
+        self.failure: BaseException | None = None
+        """Why the worker gave up, None when it was told to stop."""
+        self._thread = threading.Thread(target=self._main, name="worker")
+
+    # -- for other threads -------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the cycle at work. Does not wait; see `join`."""
+        self._stopping.set()
+        self._pace.wake()
+
+    def join(self) -> None:
+        """Wait for the end: the engine is closed then, and what it changed is put back."""
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def call(self, function: Callable[[], T]) -> Future[T]:
+        """Run `function` in the worker, between two cycles. Raises Stopping."""
+        future: Future[T] = Future()
+        with self._gate:
+            if self._closed:
+                raise Stopping("the daemon is stopping")
+            self._calls.put((function, future))
+        self._pace.wake()
+        return future
+
+    # -- the thread --------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        try:
+            self._run()
+        except BaseException as error:
+            _log.critical("the worker failed", exc_info=True)
+            self.failure = error
+        finally:
+            self._close()
+            self._ended()
+
+    def _run(self) -> None:
+        due = self._pace.now()
+        while not self._stopping.is_set():
+            self._serve()
+            if self._stopping.is_set():
+                break
+            self._cycle()
+            if self._limit is not None and self.state.cycles + self.state.failures >= self._limit:
+                break
+            due = self._next(due)
+            self._wait(due)
+
+    def _next(self, due: float) -> float:
+        """When the next cycle begins. A cycle that was too long is not made up for."""
+        interval = self.state.foundation.config.interval
+        now = self._pace.now()
+        if now <= due + interval:
+            return due + interval
+        took = now - due
+        self.state = replace(self.state, overruns=self.state.overruns + 1)
+        self._exporter.count_overrun()
+        if now - self._overrun_said >= OVERRUN_QUIET:
+            self._overrun_said = now
+            message = "cycle %d took %.2f s, longer than the interval of %.2f s"
+            record(
+                Event.OVERRUN,
+                logging.WARNING,
+                message,
+                self.state.cycles,
+                took,
+                interval,
+                cycle=self.state.cycles,
+                duration=f"{took:.3f}",
+                interval=f"{interval:.3f}",
+            )
+        return now
+
+    def _wait(self, due: float) -> None:
+        period = self._notifier.watchdog_period
+        step = float("inf") if period is None else period / _FEED_SHARE
+        while not self._stopping.is_set():
+            left = due - self._pace.now()
+            if left <= 0:
+                return
+            self._pace.wait(min(left, step))
+            self._serve()
+            # This thread is not stuck: waiting for the next cycle is progress too.
+            self._notifier.watchdog()
+
+    def _serve(self) -> None:
+        """Run what was handed over."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                function, future = self._calls.get_nowait()
+                if not future.set_running_or_notify_cancel():
+                    continue
+                try:
+                    future.set_result(function())
+                except Exception as error:  # the caller's, who gets it from the future
+                    future.set_exception(error)
+
+    def _close(self) -> None:
+        with self._gate:
+            self._closed = True
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._calls.get_nowait()[1].set_exception(Stopping("the daemon is stopping"))
+        try:
+            self._engine.close()
+        except Exception as error:  # the process ends anyway; it must say what it left behind
+            _log.exception("the engine did not close")
+            self.failure = self.failure or error
+
+    # -- one cycle ---------------------------------------------------------------------------
+
+    def _cycle(self) -> None:
+        number = self.state.cycles + self.state.failures + 1
+        self._look_around(number)
+        paused = self.state.paused or self.state.held is not None
+        try:
+            report = replace(self._engine.cycle(paused=paused), number=number)
+            if self.state.held is not None:
+                report = replace(report, degraded=(*report.degraded, self.state.held))
+            self._exporter.publish(report)
+        except Exception as error:  # one cycle must not end the daemon; it is counted
+            self._failed(number, error)
+            return
+        self._succeeded(report)
+
+    def _succeeded(self, report: CycleReport) -> None:
+        if self._failures:
+            reason = f"cycles failed {self._failures} times"
+            record(Event.RECOVERED, logging.INFO, "cycles succeed again", reason=reason)
+            self._failures = 0
+        self.state = replace(
+            self.state,
+            report=report,
+            cycles=self.state.cycles + 1,
+            totals=self.state.totals.plus(report),
+        )
+        self._notifier.watchdog()
+        self._tell_degraded()
+        if self.state.cycles == 1 or self.state.cycles % CHECK_CYCLES == 0:
+            self._notifier.status(self.state.summary())
+        self._watch(self.state)
+
+    def _failed(self, number: int, error: Exception) -> None:
+        self._failures += 1
+        self.state = replace(self.state, failures=self.state.failures + 1)
+        self._exporter.count_cycle_failure()
+        # The first of a row says all; after that each doubling shows that it goes on.
+        if self._failures & (self._failures - 1) == 0:
+            _log.debug("cycle %d failed", number, exc_info=error)
+            what = f"{type(error).__name__}: {error}"
+            record(
+                Event.CYCLE_FAILED,
+                logging.ERROR,
+                "cycle %d failed: %s (%s)",
+                number,
+                what,
+                _origin(error),
+                cycle=number,
+                reason=what,
+                failures=self._failures,
+            )
+        if self._failures >= MAX_FAILURES:
+            raise RuntimeError(f"{self._failures} cycles in a row failed") from error
+        # A failed cycle is progress too: the loop lives, and the count above ends it.
+        self._notifier.watchdog()
+
+    def _tell_degraded(self) -> None:
+        now = frozenset(self.state.degraded)
+        for reason in sorted(now - self._degraded):
+            record(Event.DEGRADED, logging.WARNING, "degraded: %s", reason, reason=reason)
+        for reason in sorted(self._degraded - now):
+            record(Event.RECOVERED, logging.INFO, "no longer: %s", reason, reason=reason)
+        self._degraded = now
+
+    # -- the host changes ----------------------------------------------------------------------
+
+    def expect_degraded(self, reasons: frozenset[str]) -> None:
+        """These have been said already, when the capability behind them was found absent."""
+        self._degraded |= reasons
+
+    def _look_around(self, number: int) -> None:
+        if number % CHECK_CYCLES == 0:
+            try:
+                changed = self._host.nodes() != self.state.foundation.nodes
+            except OSError as error:
+                _log.warning("cannot read the nodes: %s", error)
+                return
+            if changed:
+                self._hotplug()
+        if number % FOREIGN_CYCLES == 0:
+            self.look_for_foreign()
+
+    def look_for_foreign(self) -> None:
+        """Find out who else moves pages, say what is new, and hold where the policy says so."""
+        foreign = self._host.foreign_tierers()
+        foundation = replace(self.state.foundation, foreign=foreign)
+        for each in foreign:
+            if each not in self._foreign_said:
+                self._foreign_said.add(each)
+                message = "another moves pages on this host: %s"
+                fields = {"name": each.name, "reason": each.detail}
+                record(Event.FOREIGN_TIERER, logging.WARNING, message, each.detail, **fields)
+        self._foreign_said &= set(foreign)
+        refused = [
+            each.detail
+            for each in foreign
+            if assembly.verdict(foundation.config, each) is OnConflict.REFUSE
+        ]
+        held = f"the policy refuses to run beside another: {refused[0]}" if refused else None
+        self.state = replace(self.state, foundation=foundation, held=held)
+
+    def _hotplug(self) -> None:
+        old = self.state.foundation
+        generation = old.topology.generation + 1
+        try:
+            foundation = assembly.survey(self._host, old.loaded, generation)
+            self._use(foundation)
+            message = "the memory nodes changed, now %s"
+            level, held = logging.INFO, None
+        except (ConfigError, TopologyError, RequiredMissing, Refused, OSError) as error:
+            held = f"the nodes changed and no longer fit the policy: {str(error).splitlines()[0]}"
+            foundation = replace(old, nodes=self._host.nodes())
+            message, level = "the memory nodes changed and no longer fit the policy, now %s", 30
+        nodes = ",".join(str(node.id) for node in foundation.nodes)
+        self.state = replace(self.state, foundation=foundation, held=held)
+        record(Event.HOTPLUG, level, message, nodes, generation=generation, nodes=nodes)
+
+    def _use(self, foundation: Foundation) -> None:
+        """Go on with another foundation, with the heat where that still means the same."""
+        old = self.state.foundation
+        if foundation.interchangeable(old):
+            self._engine.reconfigure(foundation.config)
+            foundation = replace(foundation, topology=old.topology)
+        else:
+            # The old one first: two samplers would take each other's marks.
+            self._engine.close()
+            try:
+                self._engine = assembly.assemble(self._host, foundation)
+            except OSError:
+                self._engine = assembly.assemble(self._host, old)
+                raise
+        self._exporter.capabilities(foundation.capabilities)
+        self.state = replace(self.state, foundation=foundation)
+
+    # -- what operators ask for; run in this thread through `call` -----------------------------
+
+    def pause(self, uid: int, pid: int) -> None:
+        """Observe until `resume`."""
+        if not self.state.paused:
+            message = "paused by user %d, process %d"
+            record(Event.PAUSED, logging.WARNING, message, uid, pid, uid=uid, pid=pid)
+        self.state = replace(self.state, paused=True)
+
+    def resume(self, uid: int, pid: int) -> None:
+        """Move again."""
+        if self.state.paused:
+            message = "resumed by user %d, process %d"
+            record(Event.RESUMED, logging.INFO, message, uid, pid, uid=uid, pid=pid)
+        self.state = replace(self.state, paused=False)
+
+    def reload(self) -> Reload:
+        """Load the policy anew. One that is not good in every way changes nothing."""
+        self._notifier.reloading()
+        before, config = self.state.reload, self.state.foundation.config
+        try:
+            loaded = self._load()
+            generation = self.state.foundation.topology.generation + 1
+            foundation = assembly.survey(self._host, loaded, generation)
+            self._use(foundation)
+        except (ConfigError, TopologyError, RequiredMissing, Refused, OSError) as error:
+            result = self._rejected(error, before)
+        else:
+            result = Reload(True, time.time(), loaded.source)
+            if loaded.config != config or not _repeats(result, before):
+                say_loaded(loaded)
+        self._exporter.config_reload(result.ok, result.when)
+        self.state = replace(self.state, reload=result)
+        self._notifier.ready(self.state.summary())
+        return result
+
+    def _rejected(self, error: Exception, before: Reload) -> Reload:
+        problems = error.problems if isinstance(error, ConfigError) else ()
+        texts = tuple(map(str, problems)) or (str(error),)
+        source = self.state.foundation.loaded.source
+        result = Reload(False, time.time(), source, texts)
+        if not _repeats(result, before):
+            say_rejected(problems, str(error), "the old policy stays in force")
+        return result
+
+    def explain(self, pfn: int) -> Any:
+        """What the engine knows of a page frame."""
+        return self._engine.explain(pfn)
+
+
+def _repeats(result: Reload, before: Reload) -> bool:
+    now, then = ((each.ok, each.source, each.problems) for each in (result, before))
+    return now == then and result.when - before.when < REPEAT
+
+
+def _origin(error: BaseException) -> str:
+    """Where an exception was raised, for a one-line record."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return "?"
+    code = trace.tb_frame.f_code
+    return f"{code.co_qualname}, line {trace.tb_lineno}"
+
+
+def say_loaded(loaded: Loaded) -> None:
+    """Record which policy is in force."""
+    mode = loaded.config.mode.value
+    message = "policy loaded from %s, mode %s"
+    if not loaded.files:
+        message = "no policy file, %s are in force: mode %s, nothing is moved"
+    record(
+        Event.CONFIG_LOADED,
+        logging.INFO,
+        message,
+        loaded.source,
+        mode,
+        config=loaded.source,
+        mode=mode,
+    )
+
+
+def say_rejected(problems: tuple[Problem, ...], otherwise: str, consequence: str) -> None:
+    """Record each problem of a policy, or the one that has no place in a file."""
+    for problem in problems:
+        record(
+            Event.CONFIG_REJECTED,
+            logging.ERROR,
+            "%s (%s)",
+            problem,
+            consequence,
+            file=problem.file,
+            line=problem.line or "",
+            key=problem.key,
+            reason=f"{problem.wrong}; {problem.right}",
+        )
+    if not problems:
+        message = "%s (%s)"
+        record(
+            Event.CONFIG_REJECTED, logging.ERROR, message, otherwise, consequence, reason=otherwise
+        )
