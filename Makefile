@@ -16,6 +16,7 @@ VENV ?= .venv
 CACHE := $(or $(TIERD_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tierd)
 export PATH := $(CACHE)/tools:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export MYPY_CACHE_DIR ?= $(CACHE)/mypy
 
 DESTDIR ?=
 PREFIX ?= /usr/local
@@ -48,7 +49,7 @@ run: $(VENV)/.run ## Run the daemon on a simulated host (16 GiB DRAM, 48 GiB CXL
 	@exec $(VENV)/bin/tierd simulate --config config/simulated.yaml
 
 .PHONY: test
-test: lint-tools guest-tools $(VENV)/.dev ## Run all tests: unit, lints, guest
+test: lint-tools $(VENV)/.dev ## Run all tests: unit, lints, guest
 	@$(VENV)/bin/python -m pytest tests/unit tests/guest $(PYTEST_ARGS)
 
 .PHONY: unit
@@ -60,9 +61,12 @@ lint: lint-tools $(VENV)/.dev ## Run the lints only
 	@TIERD_REQUIRE=ruff,mypy,lint-imports,promtool,systemd-analyze \
 	  $(VENV)/bin/python -m pytest tests/unit/test_{quality,unit_file,rules,dashboards}.py $(PYTEST_ARGS)
 
+# Taken literally: make would otherwise expand each $ of the command.
+override CMD := $(value CMD)
+export CMD
 .PHONY: guest
-guest: guest-tools ## A root shell in a guest with two tiers; CMD='...' runs one command there
-	@exec tests/rig/guest $(if $(CMD),-- $(CMD))
+guest: ## A root shell in a guest with two tiers; CMD='...' runs one command there
+	@exec tests/rig/guest
 
 .PHONY: bench
 bench: $(VENV)/.dev ## Measure tierd's own cost
@@ -95,11 +99,9 @@ $(VENV)/.dev: pyproject.toml daemon/tierd/__init__.py | $(VENV)/bin/python
 	@$(VENV)/bin/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.run
 
-.PHONY: lint-tools guest-tools
+.PHONY: lint-tools
 lint-tools:
-	@packaging/promtool $(CACHE)/tools
-guest-tools:
-	@tests/rig/build
+	@packaging/lint-tools $(CACHE)/tools
 
 # --- to install it -------------------------------------------------------------------------
 
