@@ -108,7 +108,7 @@ class Zipf:
 
 @dataclass(frozen=True)
 class HotSet:
-    """A hot part that takes `HOT_SHARE` of the accesses; the rest goes to all other pages.
+    """A hot part that takes `share` of the accesses; the rest goes to all other pages.
 
     With a period the hot part is a window that jumps on by its own size each time (as masim's
     phases do); without one it stays.
@@ -118,6 +118,7 @@ class HotSet:
     accesses: float
     hot: int
     period: float | None = None
+    share: float = HOT_SHARE
 
     def _start(self, phase: int) -> int:
         return phase * self.hot % self.pages
@@ -125,7 +126,7 @@ class HotSet:
     def _rates_in(self, index: Indexes, phase: int) -> Counts:
         inside = (index - self._start(phase)) % self.pages < self.hot
         cold = self.pages - self.hot
-        share = HOT_SHARE if cold else 1.0
+        share = self.share if cold else 1.0
         outside = self.accesses * (1 - share) / max(cold, 1)
         rates: Counts = np.where(inside, self.accesses * share / self.hot, outside)
         return rates

@@ -29,7 +29,7 @@ class WindowTuner:
     """Keeps `window` seconds between `least` and `most`. `fast` is the fast tier in frames."""
 
     def __init__(self, least: float, most: float, fast: int) -> None:
-        self._least = least
+        self.least = least
         self._most = most
         self._fast = fast
         self.window = min(max(1.0, least), most)
@@ -68,7 +68,7 @@ class WindowTuner:
         sharp = self._mixed < FUZZY * self._active
         self._pages, self._active, self._mixed = 0, 0.0, 0.0
         window = self._judge(active, sharp, gap, total, now)
-        window = min(max(window, self._least), self._most)
+        window = min(max(window, self.least), self._most)
         if window != self.window:
             self.window = window
             self._quiet_until = now + 2 * self.effective(gap)
@@ -85,7 +85,7 @@ class WindowTuner:
             return self._judge_probe(*self._probe, active, window, now)
         if self._hold_until is not None and now < self._hold_until:
             return self.window
-        longer = window > max(gap, self._least) * 1.01
+        longer = window > max(gap, self.least) * 1.01
         if sharp and not longer:
             return self.window
         self._probe = (window, active)

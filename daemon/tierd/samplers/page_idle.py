@@ -52,6 +52,9 @@ CALM: Final = 3
 """Looks in a row that must tell the same before a block counts as calm."""
 DIFFERENT: Final = 32
 """Of 255: so much must the accessed share differ to count as a change."""
+IDLE: Final = 8
+HOT: Final = 247
+"""Accessed shares (of 255) up to and from which a block counts as idle or hot as a whole."""
 VERIFY_EVERY: Final = 4
 """Looks after which a known layout is checked although nothing speaks against it."""
 
@@ -172,13 +175,17 @@ class PageIdleSampler:
         all happen within the call.
         """
         self._pass += 1
+        first = self._last_call is None
         self._note_call()
         window = self._tuner.window
-        spent = yield from self._harvest(window)
+        spent = yield from self._harvest(window - self._gap / 2)
         spent += self._begin(max(cpu_budget + self._carry, 0.0) / self._cost)
-        if self._gap and window < self._gap / 2:
-            self._host.sleep(window)
+        if first or window < self._gap / 2:
+            # At the start a glance shows which blocks deserve the first full looks.
+            self._host.sleep(self._tuner.least if first else window)
             spent += yield from self._harvest(0.0)
+        if first:
+            spent += self._begin(max(cpu_budget - spent, 0.0) / self._cost)
         carry = self._carry + cpu_budget - spent
         self._carry = min(max(carry, -4 * cpu_budget), cpu_budget / 4)
         self._tuner.step(self._host.monotonic(), self._gap, self._users)
@@ -203,10 +210,10 @@ class PageIdleSampler:
     # -- reading -------------------------------------------------------------------------------
 
     def _harvest(self, window: float) -> Generator[SampleBatch, None, float]:
-        """Read every look whose window is over; returns the CPU seconds spent."""
+        """Read every look marked at least `window` seconds ago; returns CPU seconds spent."""
         now = self._host.monotonic()
-        due = [look for look in self._flight if now - look.marked >= window * 0.99]
-        self._flight = [look for look in self._flight if now - look.marked < window * 0.99]
+        due = [look for look in self._flight if now - look.marked >= window]
+        self._flight = [look for look in self._flight if now - look.marked < window]
         spent = 0.0
         while due:
             part, due = due[: self._threads], due[self._threads :]
@@ -248,25 +255,31 @@ class PageIdleSampler:
             self._hear(blocks, seen, fresh)
             # A few frames cannot tell one mixed share from another, but they can tell that a
             # block is no longer wholly idle or wholly hot.
-            changed = ((before <= 8) & (share > 0)) | ((before >= 247) & (share < 247))
+            changed = ((before <= IDLE) & (share > 0)) | ((before >= HOT) & (share < HOT))
             share = np.where(changed | fresh, share, before)
         self._kind[blocks] = seen.kind
         self._share[blocks] = share
         calm = np.where(changed, 0, np.minimum(self._calm[blocks].astype(np.int16) + 1, 255))
         self._calm[blocks] = calm
-        mixed = (share > 8) & (share < 247)
-        active = (seen.kind != EMPTY) & (mixed | changed | ((share >= 247) & (calm < CALM)))
+        mixed = (share > IDLE) & (share < HOT)
+        active = (seen.kind != EMPTY) & (mixed | changed | ((share >= HOT) & (calm < CALM)))
         self._list(blocks[active])
         self._busy[blocks] = False
         self._units += float(self._full_units(blocks).sum())
         user = self._user[blocks]
         self._users += int(user.sum(dtype=np.int64))
         if look.fair:
-            pages = user * (share / 255)
-            total = int(user.sum(dtype=np.int64))
-            self._tuner.note(total, float(pages.sum()), float(pages[mixed].sum()))
+            self._note(blocks)
         self._round.looked(len(seen.pfn))
         return SampleBatch(self.name, seen.pfn, seen.weight, look.marked, now)
+
+    def _note(self, blocks: Blocks) -> None:
+        """Tell the tuner of the window about blocks that stand for all."""
+        share = self._share[blocks]
+        user = self._user[blocks].astype(np.float64)
+        mixed = (share > IDLE) & (share < HOT)
+        pages = user * (share / 255)
+        self._tuner.note(int(user.sum()), float(pages.sum()), float(pages[mixed].sum()))
 
     def _hear(self, blocks: Blocks, seen: Seen, fresh: NDArray[np.bool_]) -> None:
         """Folios and pages of blocks of which one word was read."""
@@ -325,15 +338,17 @@ class PageIdleSampler:
             return (self._host.cpu_times() - before).total
         active = self._next_active(capacity * ACTIVE_SHARE)
         left = capacity - float(self._full_units(active).sum())
-        sweep, passed = self._next("sweep", min(capacity * SWEEP_SHARE, left), self._word_units)
+        # The refresh chooses first: blocks that it takes need no sparse look.
+        kept = min(capacity * SWEEP_SHARE, UNIT_WORD * len(self._first))
+        refresh, _ = self._next("refresh", left - kept, self._full_units)
+        left -= float(self._full_units(refresh).sum())
+        sweep, passed = self._next("sweep", left, self._word_units)
         self._round.passed(passed, now)
         left -= float(self._word_units(sweep).sum())
-        refresh, _ = self._next("refresh", left, self._full_units)
-        left -= float(self._full_units(refresh).sum())
         active = np.concatenate((active, self._next_active(left)))
         self._mark(np.sort(active), None, fair=False)
         self._mark(np.sort(sweep), self._pass, fair=True)
-        self._mark(np.sort(refresh), None, fair=True)
+        self._mark(np.sort(refresh), None, fair=False)
         return (self._host.cpu_times() - before).total
 
     def _next_active(self, capacity: float) -> Blocks:
@@ -359,9 +374,9 @@ class PageIdleSampler:
             at = self._turn[stream]
             end = min(at + SLICE, count, at + count - passed)
             free = np.arange(at, end)
-            busy = (
-                self._busy[free] if stream == "refresh" else (self._busy[free] | self._listed[free])
-            )
+            busy = self._busy[free]
+            if stream == "sweep":
+                busy |= self._listed[free]
             free = free[~busy]
             total = np.cumsum(cost(free))
             fit = int(np.searchsorted(total, capacity, side="right"))
@@ -369,6 +384,8 @@ class PageIdleSampler:
             self._busy[free[:fit]] = True
             reached = end if fit == len(free) else int(free[fit])
             passed += reached - at
+            if stream == "sweep":  # the others are looked at anyway, and count as well
+                self._note(np.setdiff1d(np.arange(at, reached), free, assume_unique=True))
             self._turn[stream] = reached % count
             if fit < len(free):
                 break
