@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -51,7 +52,7 @@ def _load(options: argparse.Namespace) -> Loaded:
 
 def _fatal(error: Fatal) -> int:
     """Say why there is no daemon, where it can be read."""
-    for line in str(error).splitlines():
+    for line in () if error.recorded else str(error).splitlines():
         logging.getLogger(journal.ROOT).critical("%s", line)
     return error.code
 
@@ -82,7 +83,9 @@ def _nothing(state: State) -> None:
 
 def _printer() -> Callable[[State], None]:
     """Prints one line per cycle."""
-    table = render.CycleTable(render.Style(sys.stdout))
+    # A terminal shows its width; a file or a pipe takes all there is to say.
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 500
+    table = render.CycleTable(render.Style(sys.stdout), width)
 
     def show(state: State) -> None:
         try:

@@ -210,34 +210,40 @@ class CycleTable:
 
     EVERY: Final = 20
 
-    def __init__(self, style: Style) -> None:
+    def __init__(self, style: Style, width: int = WIDTH) -> None:
+        """`width`: columns that a line may take; reasons that do not fit are left out."""
         self._style = style
+        self._width = width
         self._lines = 0
 
     def lines(self, doc: Mapping[str, Any]) -> Iterator[str]:
         """The heading when it is due, and the line of the status document `doc`."""
         tiers = [tier for tier in doc["tiers"] if "total" in tier]
         if self._lines % self.EVERY == 0:
-            columns = "".join(f"{tier['name'] + ' used/free GiB':>20}" for tier in tiers)
-            yield self._style.bold(f"{'cycle':>5}{columns}{'hit %':>7}{'up/down MiB':>13}  stayed")
+            columns = "".join(f"{tier['name'][:8] + ' GiB':>14}{'free':>7}" for tier in tiers)
+            head = f"{'cycle':>5}{columns}{'hit %':>7}{'up MiB':>8}{'down':>6}  stayed, MiB"
+            yield self._style.bold(head)
         self._lines += 1
         columns = "".join(
-            f"{(tier['total'] - tier['free']) / 2**30:>14.1f}/{tier['free'] / 2**30:<5.1f}"
+            f"{(tier['total'] - tier['free']) / 2**30:>14.2f}{tier['free'] / 2**30:>7.2f}"
             for tier in tiers
         )
         hit = "-" if doc["hit_ratio"] is None else f"{doc['hit_ratio'] * 100:.1f}"
         up, down = (doc["moves"][way]["last_cycle_bytes"] / 2**20 for way in ("promote", "demote"))
-        yield (
-            f"{doc['cycle']['number']:>5}{columns}{hit:>7}{up:>7.0f}/{down:<5.0f}"
-            f"  {_stayed(doc['moves'])}"
-        ).rstrip()
+        line = f"{doc['cycle']['number']:>5}{columns}{hit:>7}{up:>8.0f}{down:>6.0f}  "
+        yield (line + _stayed(doc["moves"], doc["page_size"], self._width - len(line))).rstrip()
 
 
-def _stayed(moves: Mapping[str, Mapping[str, Any]]) -> str:
-    """Why candidates stayed in the last cycle, pages by reason, the most first."""
+def _stayed(moves: Mapping[str, Mapping[str, Any]], page: int, room: int) -> str:
+    """Why candidates stayed in the last cycle, the most first, as many as fit in `room`."""
     counts: dict[str, int] = {}
     for entry in moves.values():
         for reason, pages in entry["last_cycle_skipped_pages"].items():
             counts[reason] = counts.get(reason, 0) + pages
     found = sorted(counts.items(), key=lambda item: -item[1])
-    return ", ".join(f"{reason} {pages}" for reason, pages in found) or "-"
+    parts = [f"{reason} {pages * page / 2**20:.1f}" for reason, pages in found]
+    text = ", ".join(parts)
+    while len(text) > room and len(parts) > 1:
+        parts.pop()
+        text = ", ".join([*parts, "..."])
+    return text or "-"

@@ -56,10 +56,12 @@ _log = logging.getLogger(__name__)
 class Fatal(Exception):
     """The daemon cannot start, or not go on. `code` is the exit status."""
 
-    def __init__(self, code: int, message: str, number: int = 0) -> None:
+    def __init__(self, code: int, message: str, number: int = 0, *, recorded: bool = False) -> None:
+        """`number` is the errno behind it, if any. `recorded`: the journal has it already."""
         super().__init__(message)
         self.code = code
         self.errno = number
+        self.recorded = recorded
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,22 +195,26 @@ class Daemon:
     def _survey(self) -> Foundation:
         try:
             loaded = self._load()
-            foundation = assembly.survey(self._host, loaded, 1)
+            foundation = self._look(loaded)
         except ConfigError as error:
             say_rejected(error.problems, str(error), "not started")
-            raise Fatal(
-                CONFIG, "the policy is not valid, see above; `tierd check-config` checks it"
-            ) from None
-        except RequiredMissing as error:
-            right = f"make {error.name} auto to do without it"
-            raise Fatal(KERNEL, f"{error}; {right}") from None
-        except TopologyError as error:
-            right = "name the tiers in the policy"
-            raise Fatal(KERNEL, f"{error}; {right}") from None
-        except Refused as error:
-            raise Fatal(FAILURE, str(error)) from None
+            raise Fatal(CONFIG, str(error), recorded=True) from None
         say_loaded(loaded)
         return foundation
+
+    def _look(self, loaded: Loaded) -> Foundation:
+        try:
+            return assembly.survey(self._host, loaded, 1)
+        except RequiredMissing as error:
+            branch = "movers" if hasattr(loaded.config.migration.movers, error.name) else "sources"
+            top = "migration" if branch == "movers" else "sampling"
+            wrong = f"required, but not available here: {error.reason}"
+            where = loaded.problem((top, branch, error.name), wrong, "auto would do without it")
+            raise Fatal(KERNEL, str(where)) from None
+        except TopologyError as error:
+            raise Fatal(KERNEL, str(error)) from None
+        except Refused as error:
+            raise Fatal(FAILURE, str(error)) from None
 
     def _export(self, stack: ExitStack, foundation: Foundation) -> Exporter:
         listen = foundation.config.metrics.listen

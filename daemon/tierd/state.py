@@ -104,6 +104,7 @@ def status(state: State) -> dict[str, Any]:
         {
             "version": __version__,
             "host": state.host,
+            "page_size": state.page_size,
             "pid": os.getpid(),
             "uptime": time.time() - state.started,
             "mode": state.mode,
