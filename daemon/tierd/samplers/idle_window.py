@@ -36,6 +36,7 @@ class WindowTuner:
         self._pages = 0
         self._active = 0.0
         self._mixed = 0.0
+        self._recent = (0.0, 0.0)
         self._quiet_until = 0.0
         self._hold_until: float | None = None
         self._probe: tuple[float, float] | None = None
@@ -65,7 +66,13 @@ class WindowTuner:
         if not total or self._pages < min(total, ENOUGH):
             return
         active = total * self._active / self._pages
-        sharp = self._mixed < FUZZY * self._active
+        # Blocks are told of when they are chosen or when they are read, so that a small active set
+        # is told of twice in one epoch and not at all in the next: judge by several.
+        self._recent = (
+            (self._recent[0] + self._active) * 0.7,
+            (self._recent[1] + self._mixed) * 0.7,
+        )
+        sharp = self._recent[1] <= FUZZY * self._recent[0]
         self._pages, self._active, self._mixed = 0, 0.0, 0.0
         window = self._judge(active, sharp, gap, total, now)
         window = min(max(window, self.least), self._most)
