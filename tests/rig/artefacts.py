@@ -46,7 +46,8 @@ def build(flavours: Sequence[str] = ("release",)) -> Artefacts:
     reason = why_unavailable()
     if reason is not None:
         raise Unavailable(reason)
-    done = subprocess.run([HERE / "build", *flavours], stdout=subprocess.PIPE, text=True)
+    command = ["setpriv", "--pdeathsig", "TERM", "--", str(HERE / "build"), *flavours]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
         raise Unavailable(
             f"{HERE / 'build'} ended with status {done.returncode}; its messages say why"

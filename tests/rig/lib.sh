@@ -42,13 +42,15 @@ digest_files() {
 }
 
 # quietly LABEL COMMAND...: run it with its output in a log; show that it is
-# still at work every ten seconds, and the end of the log when it fails.
+# still at work every ten seconds, and the end of the log when it fails. It ends
+# with us when we are interrupted.
 quietly() {
-    local label=$1 log pid status=0 start=$SECONDS
+    local label=$1 log pid ticker status=0 start=$SECONDS
     shift
     mkdir -p "$CACHE/logs"
-    log=$CACHE/logs/$STEP-$$.log
+    log=$CACHE/logs/${STEP// /-}-$$.log
     say "$label"
+    set -m # in a process group of its own
     "$@" > "$log" 2>&1 < /dev/null &
     pid=$!
     (
@@ -57,15 +59,24 @@ quietly() {
                 $((SECONDS - start)) "$(tail -n 1 "$log" | tr -d '\r')" >&2
         done
     ) < /dev/null > /dev/null &
-    local ticker=$!
+    ticker=$!
+    set +m
+    # shellcheck disable=SC2064
+    trap "kill -- -$pid -$ticker 2> /dev/null; exit 130" INT TERM HUP
     wait "$pid" || status=$?
-    kill "$ticker" 2> /dev/null || true
+    trap - INT TERM HUP
+    kill -- "-$ticker" 2> /dev/null || true
     wait "$ticker" 2> /dev/null || true
     if [ "$status" != 0 ]; then
         tail -n 40 "$log" >&2
         die "$label failed with status $status; all of its output is in $log"
     fi
     rm -f "$log"
+}
+
+# A step, which ends when we do.
+step() {
+    setpriv --pdeathsig TERM -- "$RIG_DIR/$1" "${@:2}"
 }
 
 # cached KIND KEY KEEP BUILDER: print CACHE/KIND/KEY, first letting BUILDER fill
@@ -83,6 +94,7 @@ cached() {
         fi
         if [ ! -d "$dest" ]; then
             need_root
+            step host-packages >&2
             # Nobody else is at work here: what lies about was left by a build
             # that was killed.
             rm -rf "$dir"/.new.*
