@@ -97,17 +97,14 @@ def _status(doc: Mapping[str, Any], style: Style) -> Iterator[str]:
 
 
 def _tier_table(tiers: Sequence[Mapping[str, Any]], style: Style) -> Iterator[str]:
-    width = max(8, *(len(tier["name"]) for tier in tiers)) if tiers else 8
-    head = (
-        f"{'tier':<{width}}  {'nodes':<8} {'total':>10} {'free':>10} {'headroom':>19} {'hot':>10}"
-    )
-    yield style.bold(head)
+    columns = f"{'total':>10} {'free':>10} {'headroom':>21} {'hot':>10}"
+    yield style.bold(f"{'tier':<14}  {'nodes':<6} {columns}")
     for tier in tiers:
         nodes = ",".join(map(str, tier["nodes"]))
         room = f"{size(tier.get('headroom_low'))}-{size(tier.get('headroom_high'))}"
         yield (
-            f"{tier['name']:<{width}}  {nodes:<8} {size(tier.get('total')):>10}"
-            f" {size(tier.get('free')):>10} {room:>19} {size(tier.get('hot')):>10}"
+            f"{tier['name'][:14]:<14}  {nodes:<6} {size(tier.get('total')):>10}"
+            f" {size(tier.get('free')):>10} {room:>21} {size(tier.get('hot')):>10}"
         )
 
 
@@ -176,7 +173,8 @@ def probe(doc: Mapping[str, Any], style: Style) -> str:
 
 
 def _probe(doc: Mapping[str, Any], style: Style) -> Iterator[str]:
-    yield style.bold(f"{doc['host']}, policy {doc['policy']}")
+    yield style.bold(doc["host"])
+    yield from _labelled("policy", doc["policy"])
     yield ""
     yield style.bold("capabilities")
     for each in doc["capabilities"]:

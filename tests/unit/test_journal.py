@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import socket
-import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,21 +16,7 @@ import pytest
 
 from tierd import journal
 from tierd.journal import Event, JournalHandler, NativeTransport, StderrHandler, encode
-
-
-def decode(data: bytes) -> dict[str, str]:
-    """The receiver's half of the native protocol."""
-    fields: dict[str, str] = {}
-    while data:
-        line, _, data = data.partition(b"\n")
-        if b"=" in line:
-            name, _, value = line.partition(b"=")
-        else:
-            name = line
-            (length,) = struct.unpack("<Q", data[:8])
-            value, data = data[8 : 8 + length], data[8 + length + 1 :]
-        fields[name.decode()] = value.decode()
-    return fields
+from unit.journald import decode
 
 
 @pytest.fixture
