@@ -75,8 +75,9 @@ bench: $(VENV)/.dev ## Measure tierd's own cost
 .PHONY: schema docs
 schema: $(VENV)/.dev ## Write config/tierd.schema.json from the models
 	@$(VENV)/bin/tierd schema > config/tierd.schema.json
-docs: $(VENV)/.dev ## Write docs/metrics.md from the exporter
+docs: $(VENV)/.dev ## Write docs/metrics.md and tierd.yaml(5) from the code
 	@$(VENV)/bin/python packaging/metrics_page.py > docs/metrics.md
+	@$(VENV)/bin/python packaging/policy_page.py > man/tierd.yaml.5
 
 .PHONY: clean
 clean: ## Remove what was made in this directory

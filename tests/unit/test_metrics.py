@@ -8,13 +8,11 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,8 +25,6 @@ from tierd.host import Capability, CapabilitySet, Feature
 from tierd.metrics import METRICS, Exporter, Kind, ListenError
 from tierd.metrics.server import MAX_CLIENTS
 from tierd.planner import Direction, Reason
-
-TOP = Path(__file__).resolve().parents[2]
 
 
 class Reading:
@@ -325,11 +321,3 @@ def test_every_metric_has_a_value_in_the_sample() -> None:
     text = exporter.text()[0].decode()
     for name in METRICS:
         assert re.search(rf"^{name}(_bucket)?[ {{]", text, re.MULTILINE), name
-
-
-def test_the_page_about_metrics_is_up_to_date() -> None:
-    command = [sys.executable, str(TOP / "packaging" / "metrics_page.py")]
-    made = subprocess.run(
-        command, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(TOP / "daemon")}
-    )
-    assert made.stdout == (TOP / "docs" / "metrics.md").read_text(), "run `make docs`"
