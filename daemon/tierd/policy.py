@@ -23,18 +23,39 @@ access is what a scan, a backup or an initialisation leaves behind."""
 FACTOR: Final = 1.5
 """A candidate's rate is this many times its victim's at least."""
 
-CALM: Final = 4.0
-"""Standard errors by which the rates of a candidate and its victim differ when heat predicts
-accesses well: then a difference within the noise is most likely noise, and moving on it would
-move for ever."""
+EAGER: Final = 0.5
+"""Standard errors by which the rates of a candidate and its victim differ at least."""
 
-EAGER: Final = 1.0
-"""The same when the hot set is just changing: then old evidence is worth little, and to wait
-costs more than to err."""
+CALM: Final = 4.0
+"""The same once nothing is gained by less: among many frames with the same rate some always look
+better by chance, and moving on that would move for ever."""
+
+STRICT: Final = 6.0
+"""The same when even such moves bring nothing."""
+
+GAIN: Final = 0.1
+"""Accesses per window that a pair must win at least: two copies cost about as much as ten
+accessed windows save, and a placement is not counted on to last for more than a hundred."""
+
+TRUE_SHARE: Final = 0.5
+"""Share of the gain that the moves promised and that has to come true: less, and they were chosen
+by noise."""
+
+JUDGED: Final = 64
+"""Pairs whose outcome is awaited before it is judged."""
+
+RELAX: Final = 0.03
+"""Share by which the margin goes back towards `CALM` in a cycle."""
 
 SHIFT_FULL: Final = 0.10
 """Share of the expected accesses that fail to appear in the faster tier at which the hot set
 counts as changing altogether."""
+
+USUAL: Final = 1 / 8
+"""Gain of the mean of accesses met over accesses expected."""
+
+NOISE: Final = 2.0
+"""Standard errors of a count of accesses that are no sign of a change."""
 
 SHIFT_NOISE: Final = 0.02
 """The same share at which nothing is said about a change."""
@@ -66,10 +87,11 @@ class TierHeat:
 @dataclass(frozen=True, slots=True)
 class Margin:
     """By how much a candidate must beat its victim: rate by `factor`, and by `errors` standard
-    errors of the difference."""
+    errors of the difference, and by `gain` accesses per window."""
 
     factor: float
     errors: float
+    gain: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +110,7 @@ class Target:
     need: dict[int, int]
     room: dict[int, int]
     margin: Margin
+    changing: float
 
     @property
     def rate(self) -> float:
@@ -95,8 +118,9 @@ class Target:
         return level_rate(self.level)
 
 
-def decide(tiers: Sequence[TierHeat]) -> tuple[Target, ...]:
-    """One `Target` for each boundary between adjacent tiers, fastest first.
+def decide(tiers: Sequence[TierHeat], cautions: Sequence[Caution]) -> tuple[Target, ...]:
+    """One `Target` for each boundary between adjacent tiers, fastest first; `cautions` has one
+    entry for each.
 
     The frames above a boundary's threshold fit into all tiers above the boundary.
     """
@@ -119,7 +143,8 @@ def decide(tiers: Sequence[TierHeat]) -> tuple[Target, ...]:
                     room.node: max(room.free - room.high, 0) if tier.target else 0
                     for room in tier.rooms
                 },
-                margin=margin(tier.expected, tier.met),
+                margin=cautions[index].update(_foretold(tiers, index)),
+                changing=cautions[index].changing,
             )
         )
     return tuple(targets)
@@ -148,13 +173,63 @@ def _need(room: Room) -> int:
     return room.high - room.free if room.free < room.low else 0
 
 
-def margin(expected: float, met: int) -> Margin:
-    """The margin for this cycle from how well heat foretold the accesses to the faster tier.
+def _foretold(tiers: Sequence[TierHeat], index: int) -> tuple[float, float] | None:
+    """Accesses met over accesses expected in the tiers up to `index`, over the same in all: a
+    program that does more or less, or a longer window, is no change of the hot set. With it the
+    relative standard error (the counts are sums of coin flips, so at most Poisson). None when too
+    little is known."""
+    fast, every = tiers[: index + 1], tiers
+    expected = [sum(tier.expected for tier in group) for group in (fast, every)]
+    met = [sum(tier.met for tier in group) for group in (fast, every)]
+    if min(expected) < 1 or not met[1]:
+        return None
+    ratio = (met[0] / expected[0]) / (met[1] / expected[1])
+    return ratio, (1 / max(met[0], 1)) ** 0.5
 
-    When the hot set changes, a share of the accesses that heat expects there fail to appear.
+
+class Caution:
+    """How much better a candidate must look than its victim, learned from how moves turn out.
+
+    Begins eager: at the start everything is known badly and most is in the wrong place. Each
+    cohort of moves promised a gain, the difference of the rates; a little later their looks say
+    what came of it. Where too little of the promise came true the margin grows, where most of it
+    did it shrinks; without news it goes back to calm. When the hot set changes it is eager.
     """
-    if expected < 1:
-        return Margin(FACTOR, CALM)
-    missing = (expected - met) / expected
-    share = min(max((missing - SHIFT_NOISE) / (SHIFT_FULL - SHIFT_NOISE), 0.0), 1.0)
-    return Margin(FACTOR, CALM + (EAGER - CALM) * share)
+
+    def __init__(self) -> None:
+        self.errors = EAGER
+        self.changing = 0.0
+        self._usual: float | None = None
+        self._pairs = 0
+        self._promised = 0.0
+        self._gained = 0.0
+
+    def update(self, foretold: tuple[float, float] | None) -> Margin:
+        """The margin for this cycle; `foretold` as `_foretold` says."""
+        self.changing = self._missing(*foretold) if foretold is not None else 0.0
+        self.errors += RELAX * (CALM - self.errors)
+        share = (self.changing - SHIFT_NOISE) / (SHIFT_FULL - SHIFT_NOISE)
+        if share > 0:
+            self.errors = min(self.errors, CALM + (EAGER - CALM) * min(share, 1.0))
+        return Margin(FACTOR, self.errors, GAIN)
+
+    def _missing(self, foretold: float, error: float) -> float:
+        """Share of the accesses, 0..1, that fail to appear, beyond what usually fails to: heat
+        that was told to believe in changes overestimates, and must not take that for another."""
+        if self._usual is None:
+            self._usual = foretold
+        missing = 1 - foretold / max(self._usual, 1e-6) - NOISE * error
+        self._usual += USUAL * (foretold - self._usual)
+        return min(max(missing, 0.0), 1.0)
+
+    def learn(self, pairs: int, promised: float, gained: float) -> None:
+        """So many pairs promised and gained so many accesses per window, in sum."""
+        self._pairs += pairs
+        self._promised += promised
+        self._gained += gained
+        if self._pairs < JUDGED:
+            return
+        good = self._gained > max(TRUE_SHARE * self._promised, GAIN * self._pairs)
+        self.errors *= 0.8 if good else 1.3
+        self.errors = min(max(self.errors, EAGER), STRICT)
+        self._pairs, self._promised, self._gained = 0, 0.0, 0.0

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
@@ -13,14 +14,15 @@ from tierd.config import Config, Mode
 from tierd.engine.owners import OwnerBook
 from tierd.engine.report import ClassReport, CycleReport, Explanation
 from tierd.engine.scout import LASTING, Scout
-from tierd.engine.tally import Circumstances, Tally
+from tierd.engine.tally import Circumstances, Tally, hit_ratio
+from tierd.engine.trial import Trial
 from tierd.governor import Budget, Ledger, Thrash
 from tierd.host import NO_PFN, CapabilitySet, CpuTimes, Feature, Host, NodeMemory, Pfns
 from tierd.hotness import HeatMap, Seen, rate, rate_error, recent
 from tierd.movers import Mover, MoveResult
 from tierd.pages import PageReader, PageReason
 from tierd.planner import Direction, Limits, MovePlan, Moves, Ways, code, plan
-from tierd.policy import DOOR, Room, Target, TierHeat, decide
+from tierd.policy import DOOR, Caution, Room, Target, TierHeat, decide
 from tierd.samplers import Sampler
 from tierd.topology import Topology
 
@@ -67,6 +69,8 @@ class Engine:
             host.monotonic(),
         )
         self._thrash = Thrash(len(config.classes))
+        self._cautions = [Caution() for _ in topology.tiers[1:]]
+        self._trials: deque[Trial] = deque()
         self._cold_evidence = False
         self._number = 0
         self._targets: tuple[Target, ...] = ()
@@ -87,15 +91,16 @@ class Engine:
         self._look(tally)
         at = self._clock(tally, "sample", at)
         tiers = self._tiers(tally.seen)
-        self._targets = decide(tiers)
+        self._learn(now.started)
+        self._targets = decide(tiers, self._cautions)
         self._book.refresh()
         self._book.draw(self._heat)
         at = self._clock(tally, "heat", at)
         limits = Limits(allowance.promote // host.page_size, allowance.demote // host.page_size)
         plans = self._plan(tally, tiers, limits, now.started)
         at = self._clock(tally, "plan", at)
-        for each in plans:
-            self._carry_out(tally, each, now)
+        for index, each in enumerate(plans):
+            self._carry_out(tally, each, now, index)
         self._settle(tally, now.started)
         self._clock(tally, "move", at)
         return self._report(tally, now)
@@ -119,7 +124,7 @@ class Engine:
     # -- sampling --------------------------------------------------------------------------
 
     def _look(self, tally: Tally) -> None:
-        self._heat.tick()
+        self._heat.tick(self._targets[0].changing if self._targets else 0.0)
         for sampler in self._samplers:
             before = self._host.cpu_times()
             seen: list[Seen] = []
@@ -215,13 +220,27 @@ class Engine:
             return "paused"
         return "tier" if self._config.mode is Mode.TIER and self._mover else "observe"
 
-    def _carry_out(self, tally: Tally, made: MovePlan, now: Circumstances) -> None:
+    def _carry_out(self, tally: Tally, made: MovePlan, now: Circumstances, boundary: int) -> None:
         """Demote, then promote into no more room than that made."""
         tally.planned(Direction.DEMOTE, made.demote)
+        states = [self._heat.states(moves.pfn) for moves in (made.demote, made.promote)]
         demoted = self._move(tally, Direction.DEMOTE, made.demote, now)
         promote = _fit_promotions(made.promote, demoted) if demoted else made.promote
         tally.planned(Direction.PROMOTE, promote)
-        self._move(tally, Direction.PROMOTE, promote, now)
+        promoted = self._move(tally, Direction.PROMOTE, promote, now)
+        if demoted and promoted:
+            trial = Trial.of(boundary, now.started, promoted, demoted, *states)
+            self._trials.append(trial)
+
+    def _learn(self, now: float) -> None:
+        """Judge pairs that have been looked at again since they were moved."""
+        wait = max(
+            [2 * self._config.interval, *(2 * s.status().round_time for s in self._samplers)]
+        )
+        while self._trials and self._trials[0].time <= now - wait:
+            trial = self._trials.popleft()
+            pairs, promised, gained = trial.outcome(self._heat)
+            self._cautions[trial.boundary].learn(pairs, promised, gained)
 
     def _move(
         self, tally: Tally, direction: Direction, moves: Moves, now: Circumstances
@@ -295,7 +314,7 @@ class Engine:
             sampler="+".join(each.name for each in self._samplers) or "none",
             mover=self._mover.name if self._mover else "none",
             tiers=tally.tier_reports(self._topology.tiers, tiers, target.level, page),
-            hit_ratio=tally.hit_ratio(self._topology),
+            hit_ratio=hit_ratio(tiers),
             flows=tally.flow_reports(),
             skipped=dict(tally.skipped),
             kernel_refused=dict(tally.refused),

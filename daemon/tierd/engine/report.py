@@ -81,7 +81,7 @@ class CycleReport:
     """Name of the mover in use, "none" when observing without one."""
     tiers: tuple[TierReport, ...]
     hit_ratio: float | None
-    """Share of the accessed frames seen this cycle that are in the fastest tier."""
+    """Share of the accesses that heat expects in the fastest tier; None before the first look."""
     flows: tuple[FlowReport, ...]
     skipped: Mapping[tuple[Direction, Reason], int]
     """Base pages of candidates not moved: the planner's skips and the kernel's refusals."""

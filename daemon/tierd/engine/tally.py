@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from tierd.engine.report import FlowReport, SamplerReport, TierReport
 from tierd.host import CpuTimes
-from tierd.hotness import LEVELS, Seen
+from tierd.hotness import LEVELS, Seen, level_rate
 from tierd.planner import Direction, Moves, Reason
 from tierd.policy import TierHeat
 from tierd.samplers import SamplerStatus
-from tierd.topology import TierInfo, Topology
+from tierd.topology import TierInfo
 
 HEAT_BUCKETS: Final = 16
 
@@ -97,13 +97,6 @@ class Tally:
         """Seconds of the longest sampling window."""
         return max((each.window for each in self.samplers), default=0.0)
 
-    def hit_ratio(self, topology: Topology) -> float | None:
-        """Share of the accessed frames that were in the fastest tier; None without any."""
-        accessed = sum(seen.accessed for seen in self.seen)
-        fastest = topology.tiers[0].nodes
-        fast = sum(seen.accessed for seen in self.seen if seen.node in fastest)
-        return fast / accessed if accessed else None
-
     def tier_reports(
         self, tiers: Sequence[TierInfo], heats: Sequence[TierHeat], level: int, page: int
     ) -> tuple[TierReport, ...]:
@@ -127,6 +120,17 @@ class Tally:
                 )
             )
         return tuple(reports)
+
+
+def hit_ratio(tiers: Sequence[TierHeat]) -> float | None:
+    """Share of the accesses that heat expects in the fastest tier; None before the first look.
+
+    From heat, not from the frames found accessed in one cycle: sampling goes where things
+    change, so that one cycle's looks are no fair sample of all frames.
+    """
+    rates = np.array([0.0, *(level_rate(level) for level in range(1, LEVELS))])
+    expected = [float(tier.histogram @ rates) for tier in tiers]
+    return expected[0] / sum(expected) if sum(expected) else None
 
 
 @dataclass(frozen=True, slots=True)

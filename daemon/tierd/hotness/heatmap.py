@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from tierd.host import NO_PFN, Pfns, Span
 from tierd.hotness.state import (
+    AGE_SHIFT,
+    CHANGING,
     KNOWN_FROM,
     LEVEL_EDGES,
     LEVELS,
@@ -31,12 +33,14 @@ SCAN_LIMIT: Final = 64 * 1024 * 1024
 """Frames that one search for candidates reads at most; the next one goes on from there."""
 
 _SHIFT: Final = np.uint16(Q_SHIFT)
+_SETTLED: Final = np.uint16(2 << AGE_SHIFT)
+"""Set in states of the upper half of the ages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one batch said about one node. `expected` is how many of the frames that were known
-    before should have been found accessed, `met` how many of those were."""
+    """What one batch said about one node. `expected` is how many of the frames that were well
+    known before should have been found accessed, `met` how many of those were."""
 
     node: int
     looked: int
@@ -89,6 +93,7 @@ class HeatMap:
             self._totals[node] = mine.sum(axis=0, dtype=np.int64)
         self._cursor = 0
         self._pass = 0
+        self._hazard = 0
 
     # -- what is known ---------------------------------------------------------------------
 
@@ -114,9 +119,12 @@ class HeatMap:
 
     # -- what changes it -------------------------------------------------------------------
 
-    def tick(self) -> None:
-        """Begin a new pass of looks; only steps the dither."""
+    def tick(self, changing: float = 0.0) -> None:
+        """Begin a new pass of looks. changing: share of the accesses, 0..1, that by the last
+        pass come to other frames than heat says; the larger, the less it takes to believe of
+        a frame that it has changed."""
         self._pass += 1
+        self._hazard = max(int(np.searchsorted(CHANGING, changing, side="right")) - 1, 0)
 
     def observe(
         self, pfn: Pfns, weight: NDArray[np.uint8], granularity: int = 1
@@ -144,11 +152,11 @@ class HeatMap:
         hit = weight > 0
         index = np.multiply(hit, STATES, dtype=np.intp)
         np.add(index, old, out=index, casting="unsafe")
-        new = np.take(transitions(phase_of(self._pass)), index, mode="clip")
+        new = np.take(transitions(phase_of(self._pass), self._hazard), index, mode="clip")
         q = old >> _SHIFT
-        expected = int(q.sum(dtype=np.uint64)) / Q_ONE
-        known = q > 0
-        met = np.count_nonzero(hit & known)
+        settled = (old & _SETTLED) != 0
+        expected = int(np.multiply(q, settled).sum(dtype=np.uint64)) / Q_ONE
+        met = np.count_nonzero(hit & settled)
         whole = 2 * n > len(states)
         before = None if whole else np.bincount(q, minlength=Q_ONE)
         states[where] = new

@@ -19,7 +19,7 @@ States below 16 have q = 0: the frame is unknown, it was never looked at.
 The mean of yes/no outcomes with gain 1/64 is slow when the program changes its mind. So a run of
 outcomes that q calls all but impossible (four idle looks of a frame that is accessed in 95 % of
 them) is taken for what it is, a change: q restarts from the run and age from zero. This is
-Bayesian change-point detection with a fixed hazard, cut down to what fits in a table.
+Bayesian change-point detection cut down to what fits in a table.
 
 One look is one table lookup: `transitions` holds the successor of every state. Rounding to ten
 bits would freeze small values of q, so rounding is dithered over `PHASES` tables.
@@ -50,8 +50,15 @@ GAINS: Final = (1 / 4, 1 / 10, 1 / 24, 1 / 64)
 _SPAN: Final = (4, 10, 24)
 """Looks that a frame spends at each age before the last, on average."""
 
-HAZARD: Final = 1e-3
-"""Prior probability that a frame changes its mind between two looks."""
+HAZARDS: Final = (1e-5, 1e-2, 3e-2, 1e-1, 3e-1)
+"""Prior probability that a frame changes its mind between two looks. The first is for a program
+that goes on as it did: among millions of frames chance makes many a run."""
+
+CHANGING: Final = (0.0, 0.02, 0.05, 0.1, 0.25)
+"""Share of all accesses that come to other frames than expected, from which each hazard holds."""
+
+OLDEST: Final = (3, 3, 3, 2, 1)
+"""Age beyond which evidence does not count, by hazard: when much changes, so may any frame."""
 
 FIRST: Final = (1 / 16, 1 / 2)
 """q after a first look that found the frame idle, accessed: most memory is idle."""
@@ -65,17 +72,20 @@ def phase_of(number: int) -> int:
     return int(number * 0.6180339887498949 % 1.0 * PHASES)
 
 
-@lru_cache(maxsize=PHASES)
-def transitions(phase: int) -> NDArray[np.uint16]:
-    """uint16[2 * STATES]: the state after a look. Index: accessed * STATES + state."""
+@lru_cache(maxsize=2 * PHASES)
+def transitions(phase: int, hazard: int = 0) -> NDArray[np.uint16]:
+    """uint16[2 * STATES]: the state after a look. Index: accessed * STATES + state.
+
+    `hazard` is an index into `HAZARDS`.
+    """
     state = np.arange(STATES, dtype=np.int64)
-    both = [_step(state, hit, phase) for hit in (False, True)]
+    both = [_step(state, hit, phase, hazard) for hit in (False, True)]
     table = np.concatenate(both).astype(np.uint16)
     table.setflags(write=False)
     return table
 
 
-def _step(state: NDArray[np.int64], hit: bool, phase: int) -> NDArray[np.int64]:
+def _step(state: NDArray[np.int64], hit: bool, phase: int, hazard: int) -> NDArray[np.int64]:
     q = state >> Q_SHIFT
     age = (state >> AGE_SHIFT) & 3
     looks = ((state & LOOKS_MASK) << 1 | int(hit)) & LOOKS_MASK
@@ -86,12 +96,12 @@ def _step(state: NDArray[np.int64], hit: bool, phase: int) -> NDArray[np.int64]:
     older = np.minimum(age + _grows(age, q, phase), 3)
 
     run = _run(looks, hit)
-    changed = _changed(q / Q_ONE, age, run, hit)
+    change = _change(q / Q_ONE, age, run, hit, HAZARDS[hazard])
     fresh = (run + 0.5) / (run + 1.0) if hit else 0.5 / (run + 1.0)
-    restart = np.rint(fresh * Q_ONE).astype(np.int64)
-    restart = np.maximum(moved, restart) if hit else np.minimum(moved, restart)
-    moved = np.where(changed, restart, moved)
-    older = np.where(changed, 0, older)
+    restart = change * fresh * Q_ONE + (1 - change) * moved
+    restart = np.rint(restart).astype(np.int64)
+    moved = np.maximum(moved, restart) if hit else np.minimum(moved, restart)
+    older = np.where(change > 0.5, 0, np.minimum(older, OLDEST[hazard]))
 
     unknown = q == 0
     moved = np.where(unknown, round(FIRST[hit] * Q_ONE), moved)
@@ -118,15 +128,16 @@ def _run(looks: NDArray[np.int64], hit: bool) -> NDArray[np.int64]:
     return run
 
 
-def _changed(
-    q: NDArray[np.float64], age: NDArray[np.int64], run: NDArray[np.int64], hit: bool
-) -> NDArray[np.bool_]:
-    """Where a run is likelier to be a change than chance: HAZARD > probability of the run.
+def _change(
+    q: NDArray[np.float64], age: NDArray[np.int64], run: NDArray[np.int64], hit: bool, hazard: float
+) -> NDArray[np.float64]:
+    """Probability that a run of like outcomes is a change of mind and not chance (Bayes).
 
     One outcome is never enough, and a frame of age 0 follows its looks fast anyway.
     """
-    chance = q if hit else 1 - q
-    return (run >= 2) & (age > 0) & (chance**run < HAZARD)
+    chance = np.where(run >= 2, (q if hit else 1 - q) ** run, 1.0)
+    probability: NDArray[np.float64] = hazard / (hazard + chance)
+    return np.where((run >= 2) & (age > 0), probability, 0.0)
 
 
 def _rates() -> NDArray[np.float64]:

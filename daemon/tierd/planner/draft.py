@@ -281,7 +281,7 @@ class _Draft:
         hot, cold, margin = self.hot, self.cold, self.margin
         gain = hot.rate[guests] - cold.rate[victims]
         noise = np.hypot(hot.error[guests], cold.error[victims])
-        enough: NDArray[np.bool_] = gain > margin.errors * noise
+        enough: NDArray[np.bool_] = gain > np.maximum(margin.errors * noise, margin.gain)
         return enough & (hot.rate[guests] >= margin.factor * cold.rate[victims])
 
     def _spare(self, node: int, planned: NDArray[np.intp]) -> NDArray[np.intp]:
