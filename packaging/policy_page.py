@@ -51,11 +51,12 @@ Without any file
 observes, with the defaults below.
 .SH UNITS
 .TS
+tab(|);
 l l.
-size	B, KiB, MiB, GiB, TiB, such as 4GiB
-rate	a size per second, such as 200MiB/s
-duration	ms, s, min, h, such as 200ms
-share	a percentage, such as 3%
+size|B, KiB, MiB, GiB, TiB, such as 4GiB
+rate|a size per second, such as 200MiB/s
+duration|ms, s, min, h, such as 200ms
+share|a percentage, such as 3%
 .TE
 """
 
