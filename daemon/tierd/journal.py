@@ -134,11 +134,13 @@ class SystemdTransport:
 
     def __init__(self) -> None:
         # `import systemd` alone may find any directory of that name; ask for the module.
-        self._send = importlib.import_module("systemd.journal").send
+        # sendv, because send() wants some fields as numbers and adds others of its own.
+        self._sendv = importlib.import_module("systemd.journal").sendv
 
     def send(self, fields: Sequence[tuple[str, str]]) -> None:
-        values = dict(fields)
-        self._send(values.pop("MESSAGE"), **values)
+        self._sendv(
+            *(f"{name}={value}".encode("utf-8", "backslashreplace") for name, value in fields)
+        )
 
 
 def priority(level: int) -> int:

@@ -9,6 +9,8 @@ import logging
 import os
 import re
 import socket
+import sys
+import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -142,3 +144,21 @@ def test_the_way_is_chosen_by_what_is_there(tmp_path: Path) -> None:
     assert isinstance(chosen, JournalHandler)
     assert isinstance(chosen.transport, NativeTransport)
     chosen.transport.close()
+
+
+def test_systemd_python_gets_whole_fields(
+    monkeypatch: pytest.MonkeyPatch, logger: logging.Logger
+) -> None:
+    """Its sendv takes NAME=value, newlines and all; its send() would want CODE_LINE as a number."""
+    sent: list[tuple[bytes, ...]] = []
+    module = types.ModuleType("systemd.journal")
+    module.sendv = lambda *fields: sent.append(fields)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "systemd", types.ModuleType("systemd"))
+    monkeypatch.setitem(sys.modules, "systemd.journal", module)
+    handler = journal.choose({"TIERD_JOURNAL": "systemd"})
+    journal.install(handler)
+    journal.record(Event.STOPPED, logging.INFO, "two\nlines", cycles=7)
+    (fields,) = sent
+    assert fields[0] == b"MESSAGE=two\nlines"
+    assert f"MESSAGE_ID={Event.STOPPED.value}".encode() in fields
+    assert b"TIERD_CYCLES=7" in fields
