@@ -184,7 +184,7 @@ def _foretold(tiers: Sequence[TierHeat], index: int) -> tuple[float, float] | No
     if min(expected) < 1 or not met[1]:
         return None
     ratio = (met[0] / expected[0]) / (met[1] / expected[1])
-    return ratio, (1 / max(met[0], 1)) ** 0.5
+    return ratio, (1 / expected[0]) ** 0.5
 
 
 class Caution:
