@@ -23,6 +23,8 @@ KERNEL: Final = -2
 HOLE: Final = -3
 """Instead of a page id: a free frame, the kernel's own memory, no memory at all."""
 
+_OFFSETS: Final = np.arange(BLOCK)
+
 Ids = NDArray[np.int64]
 Blocks = NDArray[np.int64]
 """Indexes of blocks, dense over all spans."""
@@ -66,25 +68,46 @@ class FrameStore:
         """Blocks of one node, in order."""
         return np.flatnonzero(self.node == node)
 
+    def run(self, start: int, frames: int) -> tuple[int, int] | None:
+        """First block of a run of frames and its offset in that; None where the run does not
+        lie within one span."""
+        for span, first in zip(self.spans, self._first.tolist(), strict=True):
+            if span.start <= start and start + frames <= span.end:
+                return first + (start - span.start) // BLOCK, start % BLOCK
+        return None
+
     # -- what is there -----------------------------------------------------------------------
 
     def ids(self, pfn: Pfns) -> Ids:
         """int64[n]: page in each frame, or FREE, KERNEL, HOLE."""
         blocks = self.locate(pfn)
-        offset = (pfn % np.uint64(BLOCK)).astype(np.int64)
+        result = self.at(blocks, (pfn % np.uint64(BLOCK)).astype(np.int64))
+        result[blocks < 0] = HOLE
+        return result
+
+    def part(self, block: int, offset: int, frames: int) -> Ids:
+        """int64[n]: the ids of some frames of one block."""
+        slot = self._slot[block]
+        if slot >= 0:
+            return self._rows[slot, offset : offset + frames]
+        base = self._base[block]
+        ids: Ids = _OFFSETS[offset : offset + frames] * (base >= 0) + base
+        return ids
+
+    def at(self, blocks: Blocks, offset: NDArray[np.int64]) -> Ids:
+        """int64[n]: the id of one frame in each block."""
         base = self._base[blocks]
         result = np.where(base >= 0, base + offset, base)
         slot = self._slot[blocks]
         own = slot >= 0
-        if own.any():
+        if np.any(own):
             result[own] = self._rows[slot[own], offset[own]]
-        result[blocks < 0] = HOLE
         return result
 
     def rows(self, blocks: Blocks) -> Ids:
         """int64[n, 512]: the ids of whole blocks."""
         base = self._base[blocks][:, None]
-        result = np.where(base >= 0, base + np.arange(BLOCK), base)
+        result = np.where(base >= 0, base + _OFFSETS, base)
         slot = self._slot[blocks]
         own = slot >= 0
         if own.any():

@@ -84,7 +84,8 @@ class WindowTuner:
         window = self.effective(gap)
         if active > min(2.0 * self._fast, 0.7 * total):
             self._probe = None
-            return window / STEP
+            # Between half the time between calls and all of it there is nothing in effect.
+            return min(window / STEP, 0.49 * gap) if window >= gap / 2 else window / STEP
         if active >= min(1.5 * self._fast, 0.5 * total):
             self._probe = None
             return self.window

@@ -61,6 +61,12 @@ VERIFY_EVERY: Final = 4
 ACTIVE_SHARE: Final = 0.5
 SWEEP_SHARE: Final = 0.35
 """Of the budget; the refresh has the rest, and what one leaves over goes to the others."""
+SLOW_SHARE: Final = 0.6
+"""Of the active blocks' part: for those outside the fastest tier, which may be promoted."""
+AGEING: Final = 3
+"""What an active block's promise (0 to 255) grows by for every call that it waits."""
+CHOICE: Final = 65_536
+"""Active blocks among which the most promising are chosen at once."""
 
 UNIT_BLOCK: Final = 4.0
 """Cost of a full look beside that of its LRU frames."""
@@ -70,6 +76,10 @@ UNIT_HUGE: Final = 10.0
 UNIT_PEEK: Final = 6.0
 """Cost of a sparse look (and of one at a mixed block, where all of a word is marked), of one at
 a huge page, of a peek at an empty block."""
+
+PEEKS: Final = 512
+"""With more empty blocks than this only every so many-th of them (at most every eighth) is peeked
+at in a call: a peek tells little and costs a call to the kernel."""
 
 SLICE: Final = 4096
 """Blocks of which a stream chooses at once."""
@@ -132,7 +142,7 @@ class _Round:
 class PageIdleSampler:
     """`tierd.samplers.Sampler` over the idle bitmap. Not thread-safe, but may use threads.
 
-    State: 17 bytes per 2 MiB block and 8 for an active one, below 0.05 bytes per frame.
+    State: 22 bytes per 2 MiB block and 8 for an active one, below 0.06 bytes per frame.
     """
 
     name = "page_idle"
@@ -149,11 +159,14 @@ class PageIdleSampler:
         self._calm = np.zeros(count, np.uint8)
         self._busy = np.zeros(count, np.bool_)
         self._listed = np.zeros(count, np.bool_)
+        self._visit = np.zeros(count, np.uint32)
+        self._fast = np.isin(topology.node_of(self._first), topology.tiers[0].nodes)
         self._active: Blocks = np.zeros(0, np.int64)
         self._turn = {"sweep": 0, "refresh": 0}
         self._flight: list[_Look] = []
         self._users = 0
         self._known = 0
+        self._empties = 0
         self._units = float(self._full_units(np.arange(count)).sum())
         fast = sum(topology.frames_of(node) for node in topology.tiers[0].nodes)
         self._tuner = WindowTuner(sampling.window.min, sampling.window.max, fast)
@@ -244,8 +257,7 @@ class PageIdleSampler:
     def _apply(self, look: _Look, seen: Seen, now: float) -> SampleBatch:
         """Take over what a look told about its blocks."""
         blocks = look.blocks
-        self._units -= float(self._full_units(blocks).sum())
-        self._users -= int(self._user[blocks].sum(dtype=np.int64))
+        self._count(blocks, -1)
         before, fresh = self._share[blocks].astype(np.int16), self._kind[blocks] == UNKNOWN
         share = seen.share.astype(np.int16)
         if look.words is None:
@@ -265,13 +277,20 @@ class PageIdleSampler:
         active = (seen.kind != EMPTY) & (mixed | changed | ((share >= HOT) & (calm < CALM)))
         self._list(blocks[active])
         self._busy[blocks] = False
-        self._units += float(self._full_units(blocks).sum())
-        user = self._user[blocks]
-        self._users += int(user.sum(dtype=np.int64))
+        self._visit[blocks] = self._pass
+        self._count(blocks, +1)
         if look.fair:
             self._note(blocks)
         self._round.looked(len(seen.pfn))
         return SampleBatch(self.name, seen.pfn, seen.weight, look.marked, now)
+
+    def _count(self, blocks: Blocks, sign: int) -> None:
+        """Keep the sums over all blocks: take some out before they change, add them after."""
+        heads = self._heads[blocks][self._kind[blocks] != UNKNOWN]
+        self._units += sign * float(self._full_units(blocks).sum())
+        self._users += sign * int(self._user[blocks].sum(dtype=np.int64))
+        self._empties += sign * int(np.count_nonzero(self._kind[blocks] == EMPTY))
+        self._known += sign * int(heads.sum(dtype=np.int64))
 
     def _note(self, blocks: Blocks) -> None:
         """Tell the tuner of the window about blocks that stand for all."""
@@ -352,15 +371,32 @@ class PageIdleSampler:
         return (self._host.cpu_times() - before).total
 
     def _next_active(self, capacity: float) -> Blocks:
-        """The active blocks that have waited longest, worth at most `capacity` units."""
-        waiting = self._active[~self._busy[self._active]]
-        held = self._active[self._busy[self._active]]
-        count = int(np.searchsorted(np.cumsum(self._full_units(waiting)), capacity, side="right"))
-        chosen = waiting[:count]
-        self._active = np.concatenate((waiting[count:], held))
+        """The most promising active blocks worth at most `capacity` units.
+
+        Promising is what may have to move: the more accessed outside the fastest tier, the
+        less accessed inside. Each block gains by waiting, so that all have their turn.
+        """
+        taken = self._busy[self._active]
+        waiting, held = self._active[~taken], self._active[taken]
+        front, later = waiting[:CHOICE], waiting[CHOICE:]
+        slow, slow_left = self._promising(front[~self._fast[front]], capacity * SLOW_SHARE)
+        capacity -= float(self._full_units(slow).sum())
+        fast, fast_left = self._promising(front[self._fast[front]], capacity)
+        chosen = np.concatenate((slow, fast))
+        self._active = np.concatenate((later, slow_left, fast_left, held))
         self._listed[chosen] = False
         self._busy[chosen] = True
         return chosen
+
+    def _promising(self, blocks: Blocks, capacity: float) -> tuple[Blocks, Blocks]:
+        """The best of `blocks`, all of one side, worth at most `capacity`; and the others."""
+        share = self._share[blocks].astype(np.int64)
+        promise = np.where(self._fast[blocks], 255 - share, share)
+        promise += AGEING * (self._pass - self._visit[blocks].astype(np.int64))
+        order = blocks[np.argsort(np.negative(promise), kind="stable")]
+        cost = np.cumsum(self._full_units(order))
+        count = int(np.searchsorted(cost, capacity, side="right"))
+        return order[:count], order[count:]
 
     def _next(
         self, stream: str, capacity: float, cost: Callable[[Blocks], NDArray[np.float64]]
@@ -377,7 +413,9 @@ class PageIdleSampler:
             busy = self._busy[free]
             if stream == "sweep":
                 busy |= self._listed[free]
-            free = free[~busy]
+            pause = min(max(self._empties // PEEKS, 1), 8)
+            rests = ((free + self._pass) % pause != 0) & (self._kind[free] == EMPTY)
+            free = free[~(busy | rests)]
             total = np.cumsum(cost(free))
             fit = int(np.searchsorted(total, capacity, side="right"))
             chosen.append(free[:fit])
@@ -445,8 +483,8 @@ class PageIdleSampler:
         where = (empty * 37 + self._pass * 11) % (BLOCK // 8) * 8
         found = occupied(self._host, self._first[empty] + where.astype(np.uint64))
         filled = empty[found]
-        self._units -= float(self._full_units(filled).sum())
+        self._count(filled, -1)
         self._kind[filled], self._heads[filled] = UNKNOWN, BLOCK
-        self._units += float(self._full_units(filled).sum())
+        self._count(filled, +1)
         self._busy[empty[~found]] = False
         return filled
