@@ -215,6 +215,8 @@ class Daemon:
             raise Fatal(KERNEL, str(error)) from None
         except Refused as error:
             raise Fatal(FAILURE, str(error)) from None
+        except OSError as error:
+            raise Fatal(FAILURE, f"cannot look at this host: {error}", error.errno or 0) from None
 
     def _export(self, stack: ExitStack, foundation: Foundation) -> Exporter:
         listen = foundation.config.metrics.listen

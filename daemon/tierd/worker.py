@@ -136,7 +136,7 @@ class Worker:
             self._ended()
 
     def _run(self) -> None:
-        due = self._pace.now()
+        begun = self._pace.now()
         while not self._stopping.is_set():
             self._serve()
             if self._stopping.is_set():
@@ -144,45 +144,51 @@ class Worker:
             self._cycle()
             if self._limit is not None and self.state.cycles + self.state.failures >= self._limit:
                 break
-            due = self._next(due)
-            self._wait(due)
+            begun = self._rest(begun)
 
-    def _next(self, due: float) -> float:
-        """When the next cycle begins. A cycle that was too long is not made up for."""
-        interval = self.state.foundation.config.interval
+    def _rest(self, begun: float) -> float:
+        """Wait until the next cycle is due, which is the result. A cycle that was too long is
+        not made up for."""
         now = self._pace.now()
-        if now <= due + interval:
-            return due + interval
-        took = now - due
-        self.state = replace(self.state, overruns=self.state.overruns + 1)
-        self._exporter.count_overrun()
-        if now - self._overrun_said >= OVERRUN_QUIET:
-            self._overrun_said = now
-            message = "cycle %d took %.2f s, longer than the interval of %.2f s"
-            record(
-                Event.OVERRUN,
-                logging.WARNING,
-                message,
-                self.state.cycles,
-                took,
-                interval,
-                cycle=self.state.cycles,
-                duration=f"{took:.3f}",
-                interval=f"{interval:.3f}",
-            )
-        return now
-
-    def _wait(self, due: float) -> None:
+        if now > begun + self._interval:
+            self._overran(now - begun)
+            return now
         period = self._notifier.watchdog_period
         step = float("inf") if period is None else period / _FEED_SHARE
         while not self._stopping.is_set():
-            left = due - self._pace.now()
-            if left <= 0:
-                return
-            self._pace.wait(min(left, step))
+            # Computed anew each time: a reload may have changed the interval.
+            due = begun + self._interval
+            now = self._pace.now()
+            if now >= due:
+                return due if now - due < self._interval else now
+            self._pace.wait(min(due - now, step))
             self._serve()
             # This thread is not stuck: waiting for the next cycle is progress too.
             self._notifier.watchdog()
+        return now
+
+    @property
+    def _interval(self) -> float:
+        return self.state.foundation.config.interval
+
+    def _overran(self, took: float) -> None:
+        self.state = replace(self.state, overruns=self.state.overruns + 1)
+        self._exporter.count_overrun()
+        now = self._pace.now()
+        if now - self._overrun_said < OVERRUN_QUIET:
+            return
+        self._overrun_said = now
+        record(
+            Event.OVERRUN,
+            logging.WARNING,
+            "cycle %d took %.2f s, longer than the interval of %.2f s",
+            self.state.cycles,
+            took,
+            self._interval,
+            cycle=self.state.cycles,
+            duration=f"{took:.3f}",
+            interval=f"{self._interval:.3f}",
+        )
 
     def _serve(self) -> None:
         """Run what was handed over."""
@@ -212,9 +218,9 @@ class Worker:
 
     def _cycle(self) -> None:
         number = self.state.cycles + self.state.failures + 1
-        self._look_around(number)
-        paused = self.state.paused or self.state.held is not None
         try:
+            self._look_around(number)
+            paused = self.state.paused or self.state.held is not None
             report = replace(self._engine.cycle(paused=paused), number=number)
             if self.state.held is not None:
                 report = replace(report, degraded=(*report.degraded, self.state.held))
@@ -280,14 +286,8 @@ class Worker:
         self._degraded |= reasons
 
     def _look_around(self, number: int) -> None:
-        if number % CHECK_CYCLES == 0:
-            try:
-                changed = self._host.nodes() != self.state.foundation.nodes
-            except OSError as error:
-                _log.warning("cannot read the nodes: %s", error)
-                return
-            if changed:
-                self._hotplug()
+        if number % CHECK_CYCLES == 0 and self._host.nodes() != self.state.foundation.nodes:
+            self._hotplug()
         if number % FOREIGN_CYCLES == 0:
             self.look_for_foreign()
 
@@ -372,6 +372,8 @@ class Worker:
             result = self._rejected(error, before)
         else:
             result = Reload(True, time.time(), loaded.source)
+            if loaded.config.metrics != config.metrics:
+                _log.warning("metrics.listen has changed, which counts from the next start on")
             if loaded.config != config or not _repeats(result, before):
                 say_loaded(loaded)
         self._exporter.config_reload(result.ok, result.when)

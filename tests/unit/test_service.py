@@ -311,6 +311,11 @@ def test_systemd_hands_over_the_socket_and_watches(tierd: Tierd) -> None:
         assert client.request(Verb.STATUS)["pid"] == tierd.pid
     assert not tierd.socket.exists()
     until(lambda: len(tierd.told("WATCHDOG=1")) >= 5, "the watchdog's food")
+    # A shorter interval counts at once, not after the hour.
+    tierd.policy.write_text(GOOD)
+    tierd.signal(signal.SIGHUP)
+    with Client(path) as client:
+        until(lambda: client.request(Verb.STATUS)["cycle"]["number"] >= 3, "cycles")
     assert tierd.stop() == 0
     assert path.exists()
 
