@@ -115,27 +115,28 @@ class PageReader:
         return heads  # still open: a tail of something larger than any LRU folio; judged as such
 
     def _sizes(self, heads: Pfns, flags: NDArray[np.uint64]) -> NDArray[np.uint32]:
-        """Base pages in each folio: the first power of two at which no tail follows."""
+        """Base pages in each folio: the first power of two at which no tail of it follows."""
         pages = np.ones(len(heads), np.uint32)
-        compound = (flags & KPF.COMPOUND_HEAD).astype(bool)
-        open_ = np.flatnonzero(compound)
+        open_ = np.flatnonzero(flags & KPF.COMPOUND_HEAD)
         # PMD-sized folios are by far the most frequent: one read each settles those.
-        big = self._tail_at(heads[open_], 1 << (THP_ORDER - 1))
+        big = self._longer(heads[open_], THP_ORDER - 1)
         pages[open_[big]] = 1 << THP_ORDER
         open_ = open_[~big]
         for order in range(1, THP_ORDER):
             if not len(open_):
                 break
             pages[open_] = 1 << order
-            open_ = open_[self._tail_at(heads[open_], 1 << order)]
+            open_ = open_[self._longer(heads[open_], order)]
         return pages
 
-    def _tail_at(self, heads: Pfns, offset: int) -> NDArray[np.bool_]:
-        if not len(heads):
-            return np.zeros(0, np.bool_)
-        flags = self._host.flags(heads + np.uint64(offset))
-        tail: NDArray[np.bool_] = (flags & KPF.COMPOUND_TAIL).astype(np.bool_)
-        return tail
+    def _longer(self, heads: Pfns, order: int) -> NDArray[np.bool_]:
+        """bool[n]: whether the folio at each head is larger than 2 ** order pages. It cannot be
+        where the head is not aligned to more than that: a tail found there is another's."""
+        longer: NDArray[np.bool_] = heads & np.uint64((2 << order) - 1) == 0
+        if np.any(longer):
+            flags = self._host.flags(heads[longer] + np.uint64(1 << order))
+            longer[longer] = (flags & KPF.COMPOUND_TAIL).astype(np.bool_)
+        return longer
 
 
 def judge(flags: NDArray[np.uint64]) -> NDArray[np.int8]:

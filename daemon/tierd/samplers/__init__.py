@@ -47,6 +47,10 @@ class SamplerStatus:
     round_time: float
     """Seconds that a full round over all frames takes at the present budget; the bound on the
     time to find a new hot block."""
+    fast_share: float | None = None
+    """Share of the pages accessed within a window that are in the fastest tier, over all blocks
+    and not only those looked at last: blocks that may have to move are looked at more often than
+    others, so batches are no fair sample. None where the source cannot say."""
 
 
 class Sampler(Protocol):

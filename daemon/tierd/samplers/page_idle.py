@@ -167,6 +167,7 @@ class PageIdleSampler:
         self._users = 0
         self._known = 0
         self._empties = 0
+        self._accessed = {True: 0.0, False: 0.0}
         self._units = float(self._full_units(np.arange(count)).sum())
         fast = sum(topology.frames_of(node) for node in topology.tiers[0].nodes)
         self._tuner = WindowTuner(sampling.window.min, sampling.window.max, fast)
@@ -206,7 +207,10 @@ class PageIdleSampler:
     def status(self) -> SamplerStatus:
         """The window in force, and how the last full round over all blocks went."""
         coverage, seconds = self._round.status(self._host.monotonic(), self._known)
-        return SamplerStatus(self.name, self._tuner.effective(self._gap), coverage, seconds)
+        fast, slow = self._accessed[True], self._accessed[False]
+        share = fast / (fast + slow) if fast + slow >= 1 else None
+        window = self._tuner.effective(self._gap)
+        return SamplerStatus(self.name, window, coverage, seconds, share)
 
     def close(self) -> None:
         """Stop the threads. Idle flags that are left do no harm: the next access clears them."""
@@ -289,6 +293,10 @@ class PageIdleSampler:
         heads = self._heads[blocks][self._kind[blocks] != UNKNOWN]
         self._units += sign * float(self._full_units(blocks).sum())
         self._users += sign * int(self._user[blocks].sum(dtype=np.int64))
+        pages = self._user[blocks] * (self._share[blocks] / 255)
+        fast = float(pages[self._fast[blocks]].sum())
+        self._accessed[True] += sign * fast
+        self._accessed[False] += sign * (float(pages.sum()) - fast)
         self._empties += sign * int(np.count_nonzero(self._kind[blocks] == EMPTY))
         self._known += sign * int(heads.sum(dtype=np.int64))
 
