@@ -3,10 +3,10 @@
 
 import numpy as np
 import pytest
-from fakehost import machine, pages_of, topology_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fakehost import machine, pages_of, topology_of
 from tierd.config import Class, Workload
 from tierd.host import KPF, Cgroup, Feature
 from tierd.pages import OwnerTable, PageReader, PageReason, class_pattern, judge

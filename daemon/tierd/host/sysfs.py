@@ -58,11 +58,14 @@ def zones(proc: Path) -> tuple[Zone, ...]:
         values = {
             name: int(value)
             for name, value in re.findall(
-                r"^\s+(high|spanned|present|start_pfn):?\s+(\d+)$", part, flags=re.MULTILINE
+                # "high:" with a colon is a limit of a CPU's page list, not the watermark.
+                r"^\s+(high|spanned|present|start_pfn:)\s+(\d+)$",
+                part,
+                flags=re.MULTILINE,
             )
         }
         if head and values.get("present"):
-            start = values.get("start_pfn", 0)
+            start = values.get("start_pfn:", 0)
             found.append(Zone(int(head[1]), start, values["spanned"], values.get("high", 0)))
     return tuple(found)
 
