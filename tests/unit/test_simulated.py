@@ -1,0 +1,393 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The simulated host does what the kernel does, as far as that shows through the waist."""
+
+import errno
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fakehost import hot_only, machine, pages_of
+from tierd.config import SimulatedNode, Simulation, Workload
+from tierd.host import KPF, NO_PFN, Feature, Host, KernelError, MoveOption
+from tierd.host.frames import BLOCK, FREE, HOLE, KERNEL, FrameStore, Span
+from tierd.host.machine import Failures
+from tierd.host.simulated import RealClock, SimulatedHost, VirtualClock
+from tierd.host.workload import HotSet, Scan, Zipf, pattern
+
+ALL = np.uint64(2**64 - 1)
+
+
+def idle_bits(host: SimulatedHost, start: int, words: int) -> np.ndarray:
+    """bool per frame: read the idle bitmap."""
+    out = np.empty(words, np.uint64)
+    host.read_idle(start, out)
+    return np.unpackbits(out.view(np.uint8), bitorder="little").astype(bool)
+
+
+def test_it_is_a_host_with_every_feature_named() -> None:
+    host: Host = machine(absent={Feature.PAGE_IDLE: "switched off for this test"})
+    found = {entry.name: entry for entry in host.capabilities()}
+    assert set(found) == set(Feature)
+    assert found[Feature.PAGE_IDLE].reason == "switched off for this test"
+    assert not found[Feature.PAGE_IDLE].available
+    assert found[Feature.MOVE_PHYS_PAGES].available
+    assert host.page_size == 4096
+
+
+def test_memory_is_counted_and_a_program_that_does_not_fit_is_an_error() -> None:
+    host = machine(workloads=(Workload(kind="uniform", size="300MiB"),), kernel_share=0.0)
+    rooms = {room.node: room for room in host.node_memory()}
+    used = sum(room.total - room.free for room in rooms.values())
+    assert used == 300 * 2**20
+    assert rooms[0].free >= rooms[0].high_watermark  # first touch stops there
+    assert rooms[0].free < rooms[0].high_watermark + 2 * 2**20
+    with pytest.raises(ValueError, match="does not fit"):
+        machine(workloads=(Workload(kind="uniform", size="511MiB"),))
+
+
+def test_idle_bits_of_tails_free_frames_and_the_kernel_read_as_accessed() -> None:
+    host = machine(workloads=(Workload(kind="uniform", size="100MiB", accesses=1e-9),), huge=0.5)
+    span = host.nodes()[0].spans[0]
+    words = span.frames // 64
+    host.set_idle(span.start, np.full(words, ALL))
+    idle = idle_bits(host, span.start, words)
+    frames = np.arange(span.start, span.end, dtype=np.uint64)
+    flags = host.flags(frames)
+    heads = (flags & (KPF.LRU | KPF.COMPOUND_TAIL)) == KPF.LRU
+    assert heads.any()
+    assert (flags & KPF.COMPOUND_TAIL).any()
+    assert (flags & KPF.BUDDY).any()
+    assert (flags & KPF.SLAB).any()
+    assert (idle == heads).all()
+
+
+def test_only_bits_that_are_set_are_marked() -> None:
+    host = machine(workloads=(Workload(kind="uniform", size="64MiB", accesses=1e-9),), huge=0.0)
+    start = int(pages_of(host, 0)[0])
+    host.set_idle(start, np.array([0b1010, 0], np.uint64))
+    assert np.flatnonzero(idle_bits(host, start, 2)).tolist() == [1, 3]
+
+
+def test_accesses_clear_idle_bits_at_the_true_rate() -> None:
+    host = machine(workloads=(Workload(kind="uniform", size="64MiB", accesses=16384),), huge=0.0)
+    start = int(pages_of(host, 0)[0])
+    words = 16384 // 64
+    host.set_idle(start, np.full(words, ALL))
+    host.sleep(1.0)  # one access per page and second
+    first = idle_bits(host, start, words)
+    assert first.mean() == pytest.approx(np.exp(-1), abs=0.02)
+    host.sleep(1.0)
+    second = idle_bits(host, start, words)
+    assert second.mean() == pytest.approx(np.exp(-2), abs=0.02)
+    assert not (second & ~first).any()  # nothing becomes idle by itself
+
+
+def test_a_huge_page_is_accessed_when_any_of_its_pages_is() -> None:
+    host = machine(workloads=(Workload(kind="uniform", size="64MiB"),), huge=1.0)
+    hot_only(host, 0, hot=1, accesses=100.0)
+    frames = pages_of(host, 0)
+    start = int(frames[0])
+    host.set_idle(start, np.full(len(frames) // 64, ALL))
+    host.sleep(10.0)
+    idle = idle_bits(host, start, len(frames) // 64)
+    assert not idle[0]
+    assert idle[BLOCK::BLOCK].all()
+
+
+def test_bits_that_are_not_a_word_s_are_refused_and_holes_are_ignored() -> None:
+    host = machine()
+    with pytest.raises(KernelError):
+        host.set_idle(32, np.zeros(1, np.uint64))
+    end = host.nodes()[0].spans[0].end
+    host.set_idle(end - 64, np.full(3, ALL))
+    assert not idle_bits(host, end - 64, 3).any()
+
+
+def test_flags_run_and_flags_agree() -> None:
+    host = machine(workloads=(Workload(kind="uniform", size="96MiB"),), huge=0.5)
+    span = host.nodes()[0].spans[0]
+    for start, count in ((span.start, 8), (span.start + 500, 40), (span.end - 100, 1000)):
+        out = np.empty(count, np.uint64)
+        host.flags_run(start, out)
+        frames = np.arange(start, start + count, dtype=np.uint64)
+        assert out.tolist() == host.flags(frames).tolist()
+
+
+def move(
+    host: SimulatedHost,
+    pfn: np.ndarray,
+    target: int = 0,
+    source: int = 1,
+    options: MoveOption = MoveOption.SHARED,
+) -> tuple[np.ndarray, np.ndarray]:
+    result = host.move_phys_pages(
+        pfn.astype(np.uint64),
+        np.full(len(pfn), target, np.int32),
+        np.full(len(pfn), source, np.int32),
+        options,
+    )
+    assert result.attempted == len(pfn)
+    return result.status, result.new_pfn
+
+
+def split_by_node(host: SimulatedHost, program: int) -> tuple[np.ndarray, np.ndarray]:
+    frames = pages_of(host, program)
+    node = host.machine.frames.node[host.machine.frames.locate(frames)]
+    return frames[node == 0], frames[node == 1]
+
+
+def test_a_moved_page_has_a_new_frame_and_its_old_one_is_free() -> None:
+    host = machine(workloads=(Workload(kind="uniform", size="300MiB"),), huge=0.0)
+    fast, slow = split_by_node(host, 0)
+    status, new = move(host, fast[:1000], target=1, source=0)
+    assert (status == 1).all()
+    assert (host.flags(fast[:1000]) & KPF.BUDDY).all()
+    assert (host.machine.frames.node[host.machine.frames.locate(new)] == 1).all()
+    status, back = move(host, slow[:1000], target=0, source=1)
+    assert (status == 0).all()
+    assert not set(back.tolist()) & set(new.tolist())
+    again, _ = move(host, fast[:1000], target=1, source=0)
+    assert set(again.tolist()) <= {1, -errno.ENOENT}  # free, or the page that came instead
+
+
+def test_a_huge_page_moves_whole_by_any_of_its_frames() -> None:
+    host = machine(workloads=(Workload(kind="uniform", size="300MiB"),), huge=1.0)
+    _, slow = split_by_node(host, 0)
+    fast, _ = split_by_node(host, 0)
+    move(host, fast[::BLOCK][:4], target=1, source=0)
+    status, new = move(host, np.array([slow[3], slow[0], slow[BLOCK]]))
+    assert status.tolist() == [0, 0, 0]
+    assert int(new[0]) == int(new[1]) + 3
+    head = host.flags(new[1:2])[0]
+    assert head & KPF.COMPOUND_HEAD
+    assert host.programs[0].resident[0] == len(fast) - 4 * BLOCK + 2 * BLOCK
+
+
+def test_statuses_by_cause() -> None:
+    host = machine(
+        workloads=(
+            Workload(kind="uniform", size="270MiB", cgroup="free"),
+            Workload(kind="uniform", size="64MiB", cgroup="bound/inner"),
+        ),
+        cpusets={"bound": frozenset({1})},
+        huge=0.0,
+    )
+    _, free = split_by_node(host, 0)
+    _, bound = split_by_node(host, 1)
+    end = host.nodes()[1].spans[0].end
+    status, new = move(host, np.array([bound[0], end, end - 1, 10**9]))
+    assert status.tolist() == [-errno.EACCES, -errno.ENXIO, -errno.ENOENT, -errno.ENXIO]
+    assert (new == NO_PFN).all()
+    assert move(host, free[:1], target=7)[0].tolist() == [-errno.ENODEV]
+    assert move(host, free[:1], source=0)[0].tolist() == [-errno.EAGAIN]
+    assert move(host, free[:1], target=1)[0].tolist() == [1]
+    mems = {group.path: group.mems for group in host.cgroups()}
+    assert mems["bound/inner"] == frozenset({1})
+    host.set_cpuset("bound", frozenset({0, 1}))
+    fast, _ = split_by_node(host, 0)
+    move(host, fast[:10], target=1, source=0)
+    assert move(host, bound[:1])[0].tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("failures", "options", "code"),
+    [
+        (Failures(pinned=1.0), MoveOption.SHARED, errno.EBUSY),
+        (Failures(busy=1.0), MoveOption.SHARED, errno.EBUSY),
+        (Failures(vma=1.0), MoveOption.SHARED, errno.EFAULT),
+        (Failures(shared=1.0), MoveOption(0), errno.EPERM),
+        (Failures(mempolicy=1.0), MoveOption.MEMPOLICY, errno.EXDEV),
+    ],
+)
+def test_failures_by_cause(failures: Failures, options: MoveOption, code: int) -> None:
+    host = machine(workloads=(Workload(kind="uniform", size="300MiB"),), failures=failures)
+    _, slow = split_by_node(host, 0)
+    status, _ = move(host, slow[:1], options=options)
+    assert status.tolist() == [-code]
+
+
+def test_shared_and_bound_pages_move_where_nobody_asks() -> None:
+    host = machine(
+        workloads=(Workload(kind="uniform", size="64MiB"),),
+        failures=Failures(shared=0.5, mempolicy=0.5),
+        huge=0.0,
+    )
+    fast, _ = split_by_node(host, 0)
+    status, _ = move(host, fast[:100], target=1, source=0, options=MoveOption.SHARED)
+    assert (status == 1).all()
+
+
+def test_the_target_stays_above_its_watermark() -> None:
+    host = machine(workloads=(Workload(kind="uniform", size="400MiB"),), huge=0.0)
+    _, slow = split_by_node(host, 0)
+    status, _ = move(host, slow[:2000])
+    assert -errno.ENOMEM in status.tolist()
+    room = host.node_memory()[0]
+    assert room.free >= room.high_watermark
+
+
+def test_without_the_feature_the_call_is_refused() -> None:
+    host = machine(absent={Feature.MOVE_PHYS_PAGES: "not in this kernel"})
+    with pytest.raises(KernelError):
+        move(host, np.zeros(1, np.uint64))
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 2**32), st.floats(0, 1))
+def test_pages_are_conserved(seed: int, huge: float) -> None:
+    """Whatever is moved, every page is in exactly one frame and the counts agree."""
+    host = machine(
+        fast="16MiB",
+        slow="24MiB",
+        workloads=(
+            Workload(kind="uniform", size="12MiB", cgroup="a"),
+            Workload(kind="uniform", size="10MiB", cgroup="b"),
+        ),
+        huge=huge,
+    )
+    rng = np.random.default_rng(seed)
+    spans = [node.spans[0] for node in host.nodes()]
+    for _ in range(5):
+        chosen = [rng.integers(s.start, s.end, 300) for s in spans]
+        pfn = np.concatenate(chosen)
+        target = rng.integers(0, 2, len(pfn)).astype(np.int32)
+        source = np.repeat(np.array([0, 1], np.int32), 300)
+        host.move_phys_pages(pfn.astype(np.uint64), target, source, MoveOption.SHARED)
+    store = host.machine.frames
+    ids = store.rows(np.arange(store.blocks)).reshape(-1)
+    pages = np.sort(ids[ids >= 0])
+    assert pages.tolist() == list(range(22 * 256))
+    for index, program in enumerate(host.programs):
+        fast, slow = split_by_node(host, index)
+        assert program.resident.get(0, 0) == len(fast)
+        assert program.resident.get(1, 0) == len(slow)
+        assert host.cgroup_memory("ab"[index]) == {
+            node: pages * 4096 for node, pages in program.resident.items()
+        }
+
+
+def test_exit_frees_and_start_takes_other_frames_of_the_same_program() -> None:
+    host = machine(workloads=(Workload(kind="uniform", size="300MiB"),), huge=0.0)
+    free = [room.free for room in host.node_memory()]
+    fast, _ = split_by_node(host, 0)
+    move(host, fast[5:700], target=1, source=0)
+    host.exit(0)
+    assert host.cgroup_memory("") == {}
+    assert not pages_of(host, 0).size
+    host.start(0)
+    assert [room.free for room in host.node_memory()] == free
+
+
+def test_frame_store_codes() -> None:
+    store = FrameStore((Span(0, 512, 1536), Span(1, 4096, 4608)))
+    store.reserve(np.array([0]))
+    store.fill(np.array([2]), 70, np.zeros(1, bool))
+    frames = np.array([512, 1024, 4096, 4100, 0, 2000, 4608], np.uint64)
+    assert store.ids(frames).tolist() == [KERNEL, FREE, 70, 74, HOLE, HOLE, HOLE]
+    with pytest.raises(ValueError, match="multiples of 512"):
+        FrameStore((Span(0, 0, 100),))
+
+
+# -- workloads ---------------------------------------------------------------------------------
+
+
+def test_zipf_ranks_are_a_permutation_and_rates_add_up() -> None:
+    load = Zipf(10_000, 5e6, 0.99, seed=3)
+    index = np.arange(10_000)
+    assert sorted(load.ranks(index).tolist()) == list(range(10_000))
+    rates = load.rates(index, 0.0)
+    assert rates.sum() == pytest.approx(5e6, rel=1e-3)
+    assert rates.max() / rates.min() == pytest.approx(10_000**0.99, rel=1e-6)
+
+
+@pytest.mark.parametrize("skew", [0.6, 1.0, 1.2])
+def test_zipf_s_sum_holds_for_many_pages(skew: float) -> None:
+    load = Zipf(400_000, 1.0, skew)
+    assert load.rates(np.arange(400_000), 0.0).sum() == pytest.approx(1.0, rel=1e-4)
+
+
+def test_phase_jumps_and_counts_across_the_jump() -> None:
+    load = HotSet(1000, 100.0, hot=100, period=10.0, share=1.0)
+    index = np.arange(1000)
+    assert np.flatnonzero(load.rates(index, 5.0)).tolist() == list(range(100))
+    assert np.flatnonzero(load.rates(index, 15.0)).tolist() == list(range(100, 200))
+    expected = load.expected(index, np.full(1000, 8.0), 13.0)
+    assert expected[:100] == pytest.approx(2.0)
+    assert expected[100:200] == pytest.approx(3.0)
+    assert not expected[200:].any()
+
+
+def test_a_scan_touches_the_pages_it_passed_and_no_others() -> None:
+    load = Scan(1000, 64.0 * 10)  # 10 pages a second
+    index = np.arange(1000)
+    touched = np.flatnonzero(load.expected(index, np.full(1000, 3.0), 5.0))
+    assert len(touched) == 20
+    assert touched.max() - touched.min() == 19
+    wrapped = np.flatnonzero(load.expected(index, np.full(1000, 99.5), 100.5))
+    assert len(wrapped) == 10
+
+
+def test_patterns_of_the_policy_file() -> None:
+    for kind in ("zipf", "phase", "hotset", "scan", "uniform"):
+        found = pattern(Workload(kind=kind, size="1GiB"), 262_144, 4096, 5)  # type: ignore[arg-type]
+        assert found.rates(np.arange(100), 0.0).shape == (100,)
+
+
+# -- clocks and costs ----------------------------------------------------------------------------
+
+
+def test_runs_on_a_virtual_clock_repeat_exactly() -> None:
+    def run() -> tuple[list[int], float, float]:
+        host = machine(workloads=(Workload(kind="zipf", size="64MiB", accesses=1e4),))
+        start = int(pages_of(host, 0)[0])
+        host.set_idle(start, np.full(64, ALL))
+        host.sleep(1.0)
+        words = np.empty(64, np.uint64)
+        host.read_idle(start, words)
+        return words.tolist(), host.monotonic(), host.cpu_times().total
+
+    assert run() == run()
+
+
+def test_the_kernel_s_work_costs_modelled_time_and_the_simulator_s_none() -> None:
+    host = machine(workloads=(Workload(kind="uniform", size="64MiB"),), huge=0.0)
+    before, now = host.cpu_times(), host.monotonic()
+    host.set_idle(int(pages_of(host, 0)[0]), np.full(256, ALL))
+    cost = host.cpu_times() - before
+    assert cost.user == 0.0
+    assert cost.system == pytest.approx(16384 * 0.15e-6, rel=0.01)
+    assert host.monotonic() - now == pytest.approx(cost.system)
+
+
+def test_a_real_clock_can_be_woken() -> None:
+    spec = Simulation(nodes=(SimulatedNode(id=0, size="4MiB", cpus=1),))
+    host = SimulatedHost(spec, RealClock())
+    host.interrupt()
+    began = time.monotonic()
+    host.sleep(30)
+    assert time.monotonic() - began < 5
+    assert host.cpu_times().user >= 0
+
+
+def test_true_shares_of_accesses() -> None:
+    host = machine(workloads=(Workload(kind="uniform", size="400MiB"),), huge=0.0)
+    fast, slow = split_by_node(host, 0)
+    shares = host.access_shares()
+    assert shares[0] == pytest.approx(len(fast) / (len(fast) + len(slow)))
+    assert sum(shares.values()) == pytest.approx(1.0)
+    expected = shares[0] * 1e-7 + shares[1] * 3e-7
+    assert host.access_latency() == pytest.approx(expected)
+    assert host.rates(np.array([slow[0], 10**9], np.uint64))[1] == 0
+
+
+def test_a_large_machine_is_built_at_once() -> None:
+    """256 GiB: placement is kept by block, so building it is no work."""
+    began = time.monotonic()
+    host = machine(fast="64GiB", slow="192GiB", workloads=(Workload(kind="zipf", size="200GiB"),))
+    assert time.monotonic() - began < 5
+    frames = host.nodes()[1].spans[0].start + np.arange(1000, dtype=np.uint64)
+    assert (host.rates(frames) > 0).all()
+    assert isinstance(host._clock, VirtualClock)
