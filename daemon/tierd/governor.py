@@ -221,6 +221,46 @@ class Thrash:
         self.stopped = (self.stopped | trip) & ~calm
 
 
+PIECES_MOST: Final = 1 << 40
+"""Frames: no limit."""
+
+PIECES_LEAST: Final = 2048
+"""Frames of large folios that are tried at least: four huge pages of 2 MiB."""
+
+
+class Pieces:
+    """How much of the free room of a node large folios may be given.
+
+    A node can have much free memory and none of it in one piece. There is no cheap way to know;
+    what the last attempts came to tells. It grows fourfold while all succeed.
+    """
+
+    def __init__(self) -> None:
+        self._frames: dict[int, int] = {}
+
+    def frames(self, nodes: Sequence[int]) -> dict[int, int]:
+        """Frames for large folios by node."""
+        return {node: self._frames.get(node, PIECES_MOST) for node in nodes}
+
+    def learn(
+        self,
+        target: NDArray[np.int32],
+        pages: NDArray[np.uint32],
+        moved: NDArray[np.bool_],
+        full: NDArray[np.bool_],
+    ) -> None:
+        """Outcomes of promotions, one entry per folio: where to, base pages, whether it moved,
+        whether it found no room."""
+        for node in np.unique(target[pages > 1]).tolist():
+            here = (target == node) & (pages > 1)
+            came = int(pages[here & moved].sum())
+            if (here & full).any():
+                self._frames[node] = max(came // 2, PIECES_LEAST)
+            else:
+                limit = self._frames.get(node, PIECES_MOST)
+                self._frames[node] = min(4 * max(limit, came), PIECES_MOST)
+
+
 @dataclass(frozen=True, slots=True)
 class Allowance:
     """What one cycle may spend. Bytes per direction; the rates those come from, bytes/s."""

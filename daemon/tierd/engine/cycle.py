@@ -16,12 +16,12 @@ from tierd.engine.report import ClassReport, CycleReport, Explanation
 from tierd.engine.scout import LASTING, Scout
 from tierd.engine.tally import Circumstances, Tally, hit_ratio
 from tierd.engine.trial import Trial
-from tierd.governor import Budget, Ledger, Thrash
+from tierd.governor import Budget, Ledger, Pieces, Thrash
 from tierd.host import NO_PFN, CapabilitySet, CpuTimes, Feature, Host, NodeMemory, Pfns
 from tierd.hotness import HeatMap, Seen, rate, rate_error, recent
 from tierd.movers import Mover, MoveResult
 from tierd.pages import PageReader, PageReason
-from tierd.planner import Direction, Limits, MovePlan, Moves, Ways, code, plan
+from tierd.planner import Direction, Limits, MovePlan, Moves, Reason, Ways, code, plan
 from tierd.policy import DOOR, Caution, Room, Target, TierHeat, decide
 from tierd.samplers import Sampler
 from tierd.topology import Topology
@@ -69,6 +69,7 @@ class Engine:
             host.monotonic(),
         )
         self._thrash = Thrash(len(config.classes))
+        self._pieces = Pieces()
         self._cautions = [Caution() for _ in topology.tiers[1:]]
         self._trials: deque[Trial] = deque()
         self._cold_evidence = False
@@ -205,6 +206,7 @@ class Engine:
             demote={
                 node: [n for n in topology.demotion_targets(node) if n in slow] for node in fast
             },
+            pieces=self._pieces.frames([room.node for room in tiers[target.fast].rooms]),
             # Not below half of the low mark: the slow tier takes allocations as well.
             room={
                 each.node: max(each.free - each.low // 2, 0)
@@ -257,7 +259,11 @@ class Engine:
                 tally.skipped[direction, reason] += pages
         self._follow(tally, direction, result, now.started)
         if result.why is not None:
+            if direction is Direction.PROMOTE:
+                full = result.why == code(Reason.NO_ROOM)
+                self._pieces.learn(moves.target, moves.pages, result.moved, full)
             lasting = np.isin(result.why, [code(reason) for reason in LASTING])
+            lasting |= (result.why == code(Reason.NO_ROOM)) & (moves.pages > 1)
             why = result.why[lasting].astype(np.int16)
             self._scout.refused.add(now.started, moves.pfn[lasting], why, moves.pages[lasting])
         return result

@@ -42,7 +42,8 @@ LASTING: Final = (
     Reason.UNMAPPED,
 )
 """Refusals by the kernel that will be the same in the next cycle: the folio is left alone, and
-counted under the same reason, for the minimum residency."""
+counted under the same reason, for the minimum residency. So is a large folio for which there is
+no room in one piece."""
 
 _NONE: Final = Candidates(np.zeros(0, np.uint64), np.zeros(0, np.uint16))
 
@@ -81,10 +82,24 @@ class Scout:
         due = min(due, SEARCH_SHARE * limits.demote)
         cold = self._heat.coldest(fast, due) if cold_evidence and due else _NONE
         hot_folios = self._describe(hot, slow, fast, Direction.PROMOTE, rules, now)
+        if cold_evidence:
+            cold = self._add_large(cold, fast, hot_folios)
         cold_folios = self._describe(cold, fast, slow, Direction.DEMOTE, rules, now)
         if target.fast == 0:
             self._compare(hot_folios)
         return hot_folios, cold_folios
+
+    def _add_large(self, cold: Candidates, fast: Sequence[int], hot: Folios) -> Candidates:
+        """Victims as large as the candidates, which may be few among the coldest frames."""
+        pfns, states = [cold.pfn], [cold.state]
+        for size, count in zip(
+            *np.unique(hot.pages[hot.pages > 1], return_counts=True), strict=True
+        ):
+            more = self._heat.coldest(fast, SEARCH_SHARE * int(count), align=int(size))
+            pfns.append(more.pfn)
+            states.append(more.state)
+        pfn, first = np.unique(np.concatenate(pfns), return_index=True)
+        return Candidates(pfn, np.concatenate(states)[first])
 
     def _describe(
         self,

@@ -221,17 +221,24 @@ class HeatMap:
         return Candidates(found.pfn[order], found.state[order])
 
     def coldest(
-        self, nodes: Collection[int], count: int, ceiling: int = STATES, looks: int = 1
+        self,
+        nodes: Collection[int],
+        count: int,
+        ceiling: int = STATES,
+        looks: int = 1,
+        align: int = 1,
     ) -> Candidates:
         """At least `count` of the coldest known frames of `nodes` if there are as many, coldest
         first. Only frames in a state below `ceiling` that were accessed in at most `looks` of
-        the last four looks. Bounded as `hottest`."""
+        the last four looks, and whose number is a multiple of `align`: large folios are aligned
+        to their size. Bounded as `hottest`."""
         found = Candidates(np.zeros(0, np.uint64), np.zeros(0, np.uint16))
         highest = int(np.searchsorted(LEVEL_EDGES, (ceiling - 1) >> Q_SHIFT, side="right")) - 1
         total = self.histogram(nodes)
         for level in _depths(total, count, highest, hottest=False):
             top = min(ceiling, level_state(level + 1)) - 1
-            found = self._search(nodes, slice(1, level + 1), KNOWN_FROM, top, (0, looks))
+            levels = slice(1, level + 1)
+            found = self._search(nodes, levels, KNOWN_FROM, top, (0, looks), align)
             if len(found) >= count:
                 break
         order = np.argsort(found.state, kind="stable")[:count]
@@ -244,6 +251,7 @@ class HeatMap:
         low: int,
         high: int,
         looks: tuple[int, int],
+        align: int = 1,
     ) -> Candidates:
         """All frames of `nodes` in states low..high, from chunks that have any in `levels`."""
         some = self._levels[:, levels].any(axis=1) & np.isin(self._node, list(nodes))
@@ -253,13 +261,14 @@ class HeatMap:
         kept: list[NDArray[np.uint16]] = []
         read = 0
         for chunk in chunks:
-            states = self._states[chunk]
+            first = -int(self._start[chunk]) % align
+            states = self._states[chunk][first::align]
             at = np.flatnonzero((states >= np.uint16(low)) & (states <= np.uint16(high)))
             state = states[at]
             seen = recent(state)
             door = (seen >= looks[0]) & (seen <= looks[1])
             kept.append(state[door])
-            pfns.append((at[door] + self._start[chunk]).astype(np.uint64))
+            pfns.append((at[door] * align + (first + self._start[chunk])).astype(np.uint64))
             read += len(states)
             if read >= SCAN_LIMIT:
                 self._cursor = int(chunk) + 1

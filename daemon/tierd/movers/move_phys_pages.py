@@ -77,7 +77,8 @@ class MovePhysPages:
                     raise
                 break
             done += attempted
-            if done < end or self._full(status[done - attempted : done]):
+            tried = slice(done - attempted, done)
+            if done < end or _full(moves.pages[tried], status[tried]):
                 break
         seconds = self._host.monotonic() - began
         return _result(moves, done, status, new_pfn, seconds)
@@ -104,11 +105,13 @@ class MovePhysPages:
         elif seconds < BATCH_SECONDS / 4:
             self._batch = min(BATCH_PAGES, self._batch * 2)
 
-    @staticmethod
-    def _full(status: NDArray[np.int32]) -> bool:
-        """Most of a batch found no room: the rest would not either, and a failed allocation
-        costs the kernel a walk over the zones each time."""
-        return bool(np.count_nonzero(status == -errno.ENOMEM) * 2 > len(status))
+
+def _full(pages: NDArray[np.uint32], status: NDArray[np.int32]) -> bool:
+    """Most base pages of a batch found no room: the rest would not either, and a failed
+    allocation costs the kernel a walk over the zones each time. A large folio that found none
+    says nothing: there may be room in pieces."""
+    single = status[pages == 1]
+    return bool(np.count_nonzero(single == -errno.ENOMEM) * 2 > len(single))
 
 
 def _result(

@@ -105,6 +105,7 @@ class _Draft:
         self.need = dict(target.need)
         self.room = dict(target.room)
         self.slow_room = dict(ways.room)
+        self.pieces = dict(ways.pieces)
         self.left = {Direction.PROMOTE: limits.promote, Direction.DEMOTE: limits.demote}
         # What a candidate is at least and a victim at most, at the margin's confidence.
         self.hot = _side(hot, weight, -self.margin.errors, descending=True)
@@ -184,7 +185,7 @@ class _Draft:
         freed = self._freed_beyond_need()
         for node in self.room:
             self.room[node] += freed.get(node, 0)
-        rows = np.flatnonzero(self.hot.open & self._below_cap())
+        rows = np.flatnonzero(self.hot.open & self._below_cap() & self._fits_somewhere())
         self._place(self._within(Direction.PROMOTE, self.hot, rows))
 
     def _freed_beyond_need(self) -> dict[int, int]:
@@ -209,19 +210,35 @@ class _Draft:
             result[mine & (taken > owners.cap[owner] - now[owner])] = False
         return result
 
-    def _place(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
-        """Plan promotions of `rows`, in order, wherever there is room; returns those planned."""
+    def _place(self, rows: NDArray[np.intp], *, matched: bool = False) -> NDArray[np.intp]:
+        """Plan promotions of `rows`, in order, wherever there is room; returns those planned.
+        `matched`: their victims are as large as they are, so that the room is in one piece."""
         hot = self.hot
         for rank in range(max(map(len, self.ways.promote.values()), default=0)):
             for node in self.room:
                 fits = hot.allowed[node][rows] & (hot.target[rows] < 0)
                 fits &= _ranked(hot.node[rows], self.ways.promote, rank, node)
-                these = _prefix(hot.pages, rows[fits], self.room[node])
+                these = rows[fits] if matched else self._in_pieces(node, rows[fits])
+                these = _prefix(hot.pages, these, self.room[node])
                 hot.target[these] = node
                 self.room[node] -= int(hot.pages[these].sum())
         planned = rows[hot.target[rows] >= 0]
         self.left[Direction.PROMOTE] -= int(hot.pages[planned].sum())
         return planned
+
+    def _fits_somewhere(self) -> NDArray[np.bool_]:
+        """bool[n]: small, or among the first of the large ones that the pieces can take."""
+        large = self.hot.pages > 1
+        taken = np.cumsum(np.where(large & self.hot.open, self.hot.pages, 0))
+        return ~large | (taken <= sum(self.pieces.values()))
+
+    def _in_pieces(self, node: int, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Rows without the large folios for which the node's free room is too broken up."""
+        large = self.hot.pages[rows] > 1
+        taken = np.cumsum(np.where(large, self.hot.pages[rows], 0))
+        kept = rows[~large | (taken <= self.pieces[node])]
+        self.pieces[node] -= int(self.hot.pages[kept][self.hot.pages[kept] > 1].sum())
+        return kept
 
     # -- exchange --------------------------------------------------------------------------
 
@@ -245,32 +262,59 @@ class _Draft:
         self, hot_rows: NDArray[np.bool_], cold_rows: NDArray[np.bool_], *, floored: bool = False
     ) -> None:
         for node in self.room:
-            open_ = self.cold.open & cold_rows & (self.cold.node == node)
-            victims = np.flatnonzero(open_ if floored else open_ & self._above_floor(open_))
-            guests = np.flatnonzero(hot_rows & self.hot.open & self.hot.allowed[node])
-            if len(guests) and len(victims):
-                self._pair(node, guests, victims, floored=floored)
+            victims = self.cold.open & cold_rows & (self.cold.node == node)
+            if not floored:
+                victims &= self._above_floor(victims)
+            guests = hot_rows & self.hot.open & self.hot.allowed[node]
+            self._pair_sizes(node, guests, victims, floored=floored)
+
+    def _pair_sizes(
+        self, node: int, guests: NDArray[np.bool_], victims: NDArray[np.bool_], *, floored: bool
+    ) -> None:
+        """Folios with victims of their own size first: only such leave room in one piece. Each
+        size gets its share of what may be promoted, so that none starves the others."""
+        hot, cold = self.hot, self.cold
+        sizes, index = np.unique(hot.pages[guests], return_inverse=True)
+        weight = np.bincount(index, hot.pages[guests], len(sizes))
+        total = self.left[Direction.PROMOTE]
+        for size, share in zip(sizes[::-1], (weight / weight.sum())[::-1], strict=True):
+            own = np.flatnonzero(guests & hot.open & (hot.pages == size))
+            same = np.flatnonzero(victims & cold.open & (cold.pages == size))
+            own = _prefix(hot.pages, own, max(int(total * share), int(size)))
+            self._pair(node, own, same, floored=floored, last=False)
+        rest = np.flatnonzero(guests & hot.open & self._fits_somewhere())
+        self._pair(node, rest, np.flatnonzero(victims & cold.open), floored=floored, last=True)
 
     def _pair(
-        self, node: int, guests: NDArray[np.intp], victims: NDArray[np.intp], *, floored: bool
+        self,
+        node: int,
+        guests: NDArray[np.intp],
+        victims: NDArray[np.intp],
+        *,
+        floored: bool,
+        last: bool,
     ) -> None:
-        """Exchange as many of the best `guests` with `victims` as the margin lets."""
+        """Exchange as many of the best `guests` with `victims` as the margin lets. `last`: there
+        are no other victims for those that do not beat these."""
         hot, cold = self.hot, self.cold
+        if not len(guests) or not len(victims):
+            return
         need = np.cumsum(hot.pages[guests]) - self.room[node]
-        last = np.searchsorted(np.cumsum(cold.pages[victims]), need)
-        enough = last < len(victims)  # the coldest victims up to `last` make the room
-        worst = victims[np.minimum(last, len(victims) - 1)]
+        end = np.searchsorted(np.cumsum(cold.pages[victims]), need)
+        enough = end < len(victims)  # the coldest victims up to `end` make the room
+        worst = victims[np.minimum(end, len(victims) - 1)]
         fine = np.logical_and.accumulate(enough & self._better(guests, worst))
-        refused = np.zeros(len(hot.pfn), np.bool_)
-        refused[guests[enough & ~fine]] = True
-        hot.refuse(refused, Reason.MARGIN)
+        if last:
+            refused = np.zeros(len(hot.pfn), np.bool_)
+            refused[guests[enough & ~fine]] = True
+            hot.refuse(refused, Reason.MARGIN)
         guests = self._within(Direction.PROMOTE, hot, guests[fine])
         pages = int(hot.pages[guests].sum()) - self.room[node]
         which = np.zeros(len(cold.pfn), np.bool_)
         which[victims] = True
         planned = self._demote(which, pages, floored=floored) if pages > 0 else victims[:0]
         self.room[node] += int(cold.pages[planned].sum())
-        placed = self._place(_prefix(hot.pages, guests, self.room[node]))
+        placed = self._place(_prefix(hot.pages, guests, self.room[node]), matched=not last)
         planned = self._spare(node, planned)
         if floored and cold.pages[planned].sum() > hot.pages[placed].sum():
             self._undo_demotions(node, planned)

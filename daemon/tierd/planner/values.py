@@ -143,11 +143,14 @@ class Owners:
 @dataclass(frozen=True, slots=True)
 class Ways:
     """Where pages may go. promote, demote: for each source node the target nodes, best first.
-    room: frames that may be demoted to each slower node."""
+    room: frames that may be demoted to each slower node. pieces: frames of free room on each
+    faster node that may be given to large folios; the rest is thought to lie in small pieces.
+    """
 
     promote: Mapping[int, Sequence[int]]
     demote: Mapping[int, Sequence[int]]
     room: Mapping[int, int]
+    pieces: Mapping[int, int]
 
 
 @dataclass(frozen=True, slots=True)
