@@ -77,6 +77,9 @@ UNIT_PEEK: Final = 6.0
 """Cost of a sparse look (and of one at a mixed block, where all of a word is marked), of one at
 a huge page, of a peek at an empty block."""
 
+GLANCE: Final = 0.5
+"""Seconds that the first call may wait for a first glance."""
+
 PEEKS: Final = 512
 """With more empty blocks than this only every so many-th of them (at most every eighth) is peeked
 at in a call: a peek tells little and costs a call to the kernel."""
@@ -189,7 +192,7 @@ class PageIdleSampler:
         all happen within the call.
         """
         self._pass += 1
-        first = self._last_call is None
+        first = self._last_call is None and self._tuner.least <= GLANCE
         self._note_call()
         window = self._tuner.window
         spent = yield from self._harvest(window - self._gap / 2)
@@ -232,16 +235,21 @@ class PageIdleSampler:
         due = [look for look in self._flight if now - look.marked >= window]
         self._flight = [look for look in self._flight if now - look.marked < window]
         spent = 0.0
-        while due:
-            part, due = due[: self._threads], due[self._threads :]
-            before = self._host.cpu_times()
-            seen = list(self._map(self._read, part))
-            now = self._host.monotonic()
-            batches = [self._apply(look, told, now) for look, told in zip(part, seen, strict=True)]
-            used = (self._host.cpu_times() - before).total
-            self._learn(part, seen, used)
-            spent += used
-            yield from batches
+        try:
+            while due:
+                part = due[: self._threads]
+                before = self._host.cpu_times()
+                seen = list(self._map(self._read, part))
+                now = self._host.monotonic()
+                told = zip(part, seen, strict=True)
+                batches = [self._apply(look, each, now) for look, each in told]
+                due = due[self._threads :]
+                used = (self._host.cpu_times() - before).total
+                self._learn(part, seen, used)
+                spent += used
+                yield from (batch for batch in batches if len(batch.pfn))
+        finally:
+            self._flight += due  # the caller left, or the kernel refused: read them next time
         return spent
 
     def _map(self, work: Callable[[_Look], Seen], looks: list[_Look]) -> Iterator[Seen]:

@@ -1,0 +1,477 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The idle-bitmap sampler: what it reports, what it costs, how soon it finds."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fakehost import hot_only, machine, pages_of, topology_of
+from tierd.config import Sampling, Window, Workload
+from tierd.host import KPF, KernelError
+from tierd.host.simulated import Costs, SimulatedHost
+from tierd.samplers import SampleBatch, Sampler
+from tierd.samplers.idle_looks import (
+    BLOCK,
+    EMPTY,
+    HUGE,
+    MIXED,
+    SMALL,
+    UNKNOWN,
+    mark_words,
+    read_full,
+    read_words,
+    runs,
+)
+from tierd.samplers.idle_window import WindowTuner
+from tierd.samplers.page_idle import PageIdleSampler
+
+PLENTY = 1e9
+"""A CPU budget that covers everything."""
+
+EMULATED = Costs(mark=1e-6, read=1e-6, pass_over=0.3e-6, flags=0.25e-6, call=5e-6)
+"""What the calls cost in an emulated guest: about 2 us per LRU frame."""
+
+
+def sampler(host: SimulatedHost, **keys: object) -> PageIdleSampler:
+    return PageIdleSampler(host, topology_of(host), Sampling(**keys))  # type: ignore[arg-type]
+
+
+def sample(host: SimulatedHost, source: Sampler, budget: float = PLENTY) -> list[SampleBatch]:
+    """One cycle of a second."""
+    batches = list(source.sample(budget))
+    host.sleep(1.0)
+    return batches
+
+
+def accessed(batches: list[SampleBatch]) -> np.ndarray:
+    if not batches:
+        return np.zeros(0, np.uint64)
+    return np.concatenate([batch.pfn[batch.weight > 0] for batch in batches])
+
+
+def looked(batches: list[SampleBatch]) -> np.ndarray:
+    return np.concatenate([batch.pfn for batch in batches] or [np.zeros(0, np.uint64)])
+
+
+# -- what a look tells -------------------------------------------------------------------------
+
+
+class Bitmap:
+    """A host of one block with given flags, whose idle bits are as they were given."""
+
+    def __init__(self, flags: np.ndarray, idle: np.ndarray) -> None:
+        self._flags = flags
+        self._words = np.packbits(idle, bitorder="little").view(np.uint64)
+        self.flags_read = 0
+
+    def read_idle(self, start: int, words: np.ndarray) -> None:
+        words[:] = self._words[start // 64 : start // 64 + len(words)]
+
+    def flags_run(self, start: int, out: np.ndarray) -> None:
+        self.flags_read += len(out)
+        out[:] = self._flags[start : start + len(out)]
+
+
+def layout(orders: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Flags of a block filled with folios of these orders (-1: a free page), and where heads
+    are."""
+    flags = np.zeros(BLOCK, np.uint64)
+    heads = np.zeros(BLOCK, bool)
+    at = 0
+    for order in orders:
+        size = 1 << max(order, 0)
+        at = -(-at // size) * size
+        if at + size > BLOCK:
+            break
+        if order >= 0:
+            flags[at : at + size] = KPF.LRU | KPF.ANON | KPF.MMAP
+            heads[at] = True
+            if order:
+                flags[at] |= KPF.COMPOUND_HEAD
+                flags[at + 1 : at + size] |= KPF.COMPOUND_TAIL
+        at += size
+    return flags, heads
+
+
+@given(
+    st.lists(st.integers(-1, 9), min_size=1, max_size=600),
+    st.integers(0, 2**32),
+    st.sampled_from([UNKNOWN, MIXED]),
+)
+def test_a_full_look_reports_every_head_and_nothing_else(
+    orders: list[int], seed: int, kind: int
+) -> None:
+    flags, heads = layout(orders)
+    hit = np.random.default_rng(seed).random(BLOCK) < 0.3
+    host = Bitmap(flags, heads & ~hit)
+    seen = read_full(
+        host,  # type: ignore[arg-type]
+        np.zeros(1, np.uint64),
+        np.array([kind], np.uint8),
+        np.zeros(1, np.uint16),
+    )
+    assert seen.pfn.tolist() == np.flatnonzero(heads).tolist()
+    assert seen.weight.tolist() == (heads & hit)[heads].astype(int).tolist()
+    count, hits = int(heads.sum()), int((heads & hit).sum())
+    assert int(seen.heads[0]) == count
+    assert int(seen.share[0]) == (hits * 255 // count if count else 0)
+    expected = {0: EMPTY, BLOCK: SMALL}.get(count, MIXED)
+    if count == 1 and (flags & KPF.COMPOUND_TAIL).sum() == KPF.COMPOUND_TAIL * np.uint64(511):
+        expected = HUGE
+    assert int(seen.kind[0]) == expected
+
+
+def test_an_idle_block_is_understood_without_its_flags() -> None:
+    host = Bitmap(layout([0] * BLOCK)[0], np.ones(BLOCK, bool))
+    seen = read_full(
+        host,  # type: ignore[arg-type]
+        np.zeros(1, np.uint64),
+        np.array([UNKNOWN], np.uint8),
+        np.zeros(1, np.uint16),
+    )
+    assert host.flags_read == 0
+    assert int(seen.kind[0]) == SMALL
+    assert not seen.weight.any()
+
+
+@pytest.mark.parametrize(("trust", "reads"), [(100, 0), (50, BLOCK)])
+def test_more_clear_bits_than_are_trusted_are_checked(trust: int, reads: int) -> None:
+    """A hundred frames read 0; half of them were freed meanwhile."""
+    flags, _ = layout([0] * BLOCK)
+    flags[:50] = KPF.BUDDY
+    idle = np.ones(BLOCK, bool)
+    idle[:100] = False
+    host = Bitmap(flags, idle)
+    seen = read_full(
+        host,  # type: ignore[arg-type]
+        np.zeros(1, np.uint64),
+        np.array([SMALL], np.uint8),
+        np.array([trust], np.uint16),
+    )
+    assert host.flags_read == reads
+    assert int(seen.weight.sum()) == (50 if reads else 100)
+
+
+@given(st.lists(st.integers(-1, 9), min_size=1, max_size=600), st.integers(0, 2**32))
+def test_a_word_reports_marked_heads_only(orders: list[int], seed: int) -> None:
+    flags, heads = layout(orders)
+    rng = np.random.default_rng(seed)
+    hit = rng.random(BLOCK) < 0.3
+    word = int(rng.integers(8))
+    mask = rng.integers(0, 2**64, 1, np.uint64)
+    marked = np.zeros(BLOCK, bool)
+    bits = np.unpackbits(mask.view(np.uint8), bitorder="little").astype(bool)
+    marked[word * 64 : word * 64 + 64] = bits
+    host = Bitmap(flags, heads & ~hit)
+    seen = read_words(
+        host,  # type: ignore[arg-type]
+        np.zeros(1, np.uint64),
+        np.array([word], np.uint8),
+        mask,
+        np.array([UNKNOWN], np.uint8),
+    )
+    assert seen.pfn.tolist() == np.flatnonzero(heads & marked).tolist()
+    assert seen.weight.tolist() == hit[heads & marked].astype(int).tolist()
+
+
+def test_words_are_marked_in_few_calls() -> None:
+    calls: list[tuple[int, list[int]]] = []
+
+    class Marks:
+        def set_idle(self, start: int, words: np.ndarray) -> None:
+            calls.append((start, words.tolist()))
+
+    first = np.array([64, 256, 32768 * 2 + 128], np.uint64)
+    mark_words(Marks(), first, np.array([3, 5, 7], np.uint64))  # type: ignore[arg-type]
+    assert calls == [(64, [3, 0, 0, 5]), (32768 * 2 + 128, [7])]
+
+
+@given(st.sets(st.integers(0, 300), min_size=1))
+def test_runs_cover_each_block_once_and_fit_one_call(blocks: set[int]) -> None:
+    starts = np.array(sorted(blocks), np.uint64) * np.uint64(BLOCK)
+    covered: list[int] = []
+    for begin, end in runs(starts):
+        assert 0 < end - begin <= 64
+        assert int(starts[end - 1] - starts[begin]) == (end - begin - 1) * BLOCK
+        covered += range(begin, end)
+    assert covered == list(range(len(starts)))
+
+
+# -- what the sampler reports --------------------------------------------------------------------
+
+
+def test_batches_are_as_promised_and_say_what_is_so() -> None:
+    host = machine(
+        workloads=(
+            Workload(kind="uniform", size="200MiB", accesses=1e-6),
+            Workload(kind="uniform", size="100MiB"),
+        ),
+        huge=0.3,
+    )
+    hot_only(host, 1, hot=4096)
+    source = sampler(host)
+    hot, cold = pages_of(host, 1), pages_of(host, 0)
+    truly_hot = set(hot[host.rates(hot) > 0].tolist())
+    for _ in range(4):
+        batches = sample(host, source)
+        for batch in batches:
+            assert batch.source == "page_idle"
+            assert batch.cold_evidence
+            assert 0 < len(batch.pfn) == len(batch.weight) <= 32_768
+            assert (np.diff(batch.pfn.astype(np.int64)) > 0).all()
+            assert set(np.unique(batch.weight).tolist()) <= {0, 1}
+            assert batch.t0 < batch.t1 <= host.monotonic()
+    flags = host.flags(np.sort(looked(batches)))
+    assert ((flags & (KPF.LRU | KPF.COMPOUND_TAIL)) == KPF.LRU).all()
+    huge = host.flags(np.sort(accessed(batches))) & KPF.COMPOUND_HEAD != 0
+    small = np.sort(accessed(batches))[~huge]
+    assert set(small.tolist()) <= truly_hot
+    assert not set(small.tolist()) & set(cold.tolist())
+    heads = host.flags(hot) & KPF.COMPOUND_TAIL == 0
+    assert set(hot[heads & (host.rates(hot) > 0)].tolist()) <= set(accessed(batches).tolist())
+    source.close()
+
+
+def test_with_a_budget_for_all_everything_is_looked_at_every_cycle() -> None:
+    host = machine(workloads=(Workload(kind="uniform", size="300MiB", accesses=1e-6),), huge=0.0)
+    source = sampler(host)
+    sample(host, source)
+    frames = pages_of(host, 0).tolist()
+    for _ in range(3):
+        assert sorted(looked(sample(host, source)).tolist()) == frames
+    status = source.status()
+    assert status.coverage == pytest.approx(1.0)
+    assert status.round_time == pytest.approx(1.0, abs=0.2)
+
+
+def test_freed_frames_are_not_reported_for_long() -> None:
+    """A free frame reads as accessed; at most one look may be deceived."""
+    host = machine(workloads=(Workload(kind="uniform", size="128MiB", accesses=1e8),), huge=0.2)
+    source = sampler(host)
+    for _ in range(6):
+        sample(host, source)
+    host.exit(0)
+    sample(host, source)
+    late = [accessed(sample(host, source)) for _ in range(10)]
+    assert sum(len(frames) for frames in late[4:]) == 0
+
+
+def test_memory_that_fills_is_found() -> None:
+    host = machine(workloads=(Workload(kind="uniform", size="128MiB", accesses=1e8),), huge=0.2)
+    host.exit(0)
+    source = sampler(host)
+    for _ in range(5):
+        assert not looked(sample(host, source)).size
+    host.start(0)
+    frames = pages_of(host, 0)
+    heads = frames[host.flags(frames) & KPF.COMPOUND_TAIL == 0]
+    found: set[int] = set()
+    for _ in range(8):
+        found |= set(accessed(sample(host, source)).tolist())
+    assert len(found & set(heads.tolist())) > 0.95 * len(heads)
+
+
+def test_several_threads_see_the_same() -> None:
+    def run(threads: int) -> list[int]:
+        host = machine(workloads=(Workload(kind="uniform", size="300MiB"),), huge=0.1)
+        hot_only(host, 0, hot=30_000)
+        source = sampler(host, threads=threads)
+        for _ in range(3):
+            batches = sample(host, source)
+        source.close()
+        return sorted(accessed(batches).tolist())
+
+    assert run(1) == run(3)
+
+
+def test_a_caller_that_leaves_early_gets_the_rest_later() -> None:
+    host = machine(workloads=(Workload(kind="uniform", size="300MiB", accesses=1e-6),), huge=0.0)
+    source = sampler(host)
+    sample(host, source)
+    stream = source.sample(PLENTY)
+    first = next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    host.sleep(1.0)
+    rest = looked(sample(host, source))
+    both = set(first.pfn.tolist()) | set(rest.tolist())
+    assert both == set(pages_of(host, 0).tolist())
+
+
+def test_a_kernel_error_loses_no_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = machine(workloads=(Workload(kind="uniform", size="300MiB", accesses=1e-6),), huge=0.0)
+    source = sampler(host)
+    sample(host, source)
+
+    def fail(start: int, words: np.ndarray) -> None:
+        raise KernelError(5, "I/O error", "bitmap")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(host, "read_idle", fail)
+        with pytest.raises(KernelError):
+            sample(host, source)
+    assert set(looked(sample(host, source)).tolist()) == set(pages_of(host, 0).tolist())
+
+
+def test_the_fast_tier_s_share_is_estimated_over_all_blocks() -> None:
+    host = machine(workloads=(Workload(kind="uniform", size="400MiB", accesses=1e8),), huge=0.0)
+    source = sampler(host)
+    for _ in range(4):
+        sample(host, source)
+    share = source.status().fast_share
+    assert share == pytest.approx(host.access_shares()[0], abs=0.02)
+
+
+# -- what it costs, and how soon it finds --------------------------------------------------------
+
+
+def guest() -> SimulatedHost:
+    """1 GiB and 1 GiB, emulated: 400 MiB on the slow node of which 64 MiB are hot."""
+    host = machine(
+        fast="1GiB",
+        slow="1GiB",
+        workloads=(
+            Workload(kind="uniform", size="960MiB", accesses=1e-6),
+            Workload(kind="uniform", size="400MiB"),
+        ),
+        huge=0.0,
+        costs=EMULATED,
+    )
+    hot_only(host, 1, hot=16_384)
+    return host
+
+
+@pytest.mark.parametrize(("share", "cycles"), [(0.03, 12), (0.1, 5), (0.3, 4)])
+def test_a_hot_set_is_seen_twice_within_a_few_cycles(share: float, cycles: int) -> None:
+    host = guest()
+    source = sampler(host)
+    frames = pages_of(host, 1)
+    hot = frames[host.rates(frames) > 0]
+    assert len(hot) == 16_384
+    times = np.zeros(int(frames[-1]) + 1, np.uint8)
+    for _ in range(cycles):
+        times[accessed(sample(host, source, share)).astype(np.int64)] += 1
+    assert (times[hot.astype(np.int64)] >= 2).mean() > 0.95
+    strangers = np.flatnonzero(times)
+    assert set(strangers.tolist()) <= set(hot.tolist())
+
+
+@pytest.mark.parametrize(("share", "cycles"), [(0.1, 5), (0.3, 3)])
+def test_a_shift_is_followed(share: float, cycles: int) -> None:
+    host = guest()
+    source = sampler(host)
+    for _ in range(12):
+        sample(host, source, share)
+    found = host.programs[1]
+    old = found.pattern
+
+    class Shifted:
+        def rates(self, index: np.ndarray, now: float) -> np.ndarray:
+            return old.rates((index - 50_000) % found.pages, now)
+
+        def expected(self, index: np.ndarray, since: np.ndarray, now: float) -> np.ndarray:
+            return old.expected((index - 50_000) % found.pages, since, now)
+
+    found.pattern = Shifted()
+    frames = pages_of(host, 1)
+    hot = frames[host.rates(frames) > 0].astype(np.int64)
+    times = np.zeros(int(frames[-1]) + 1, np.uint8)
+    sample(host, source, share)  # marked before the shift
+    for _ in range(cycles):
+        times[accessed(sample(host, source, share)).astype(np.int64)] += 1
+    assert (times[hot] >= 2).mean() > 0.9
+
+
+@pytest.mark.parametrize("share", [0.02, 0.05, 0.2])
+def test_the_budget_holds(share: float) -> None:
+    host = guest()
+    source = sampler(host)
+    before = host.cpu_times()
+    for _ in range(20):
+        list(source.sample(share))
+        host.sleep(1.0)
+    used = (host.cpu_times() - before).total
+    assert 0.5 * 20 * share < used < 1.1 * 20 * share
+
+
+def test_cold_memory_is_looked_at_as_well() -> None:
+    """Or nothing could ever be demoted."""
+    host = guest()
+    source = sampler(host)
+    seen: set[int] = set()
+    for _ in range(20):
+        seen |= set(looked(sample(host, source, 0.1)).tolist())
+    cold = pages_of(host, 0)
+    assert len(seen & set(cold.tolist())) > 0.9 * len(cold)
+
+
+# -- the window ------------------------------------------------------------------------------------
+
+
+def drive(tuner: WindowTuner, active: object, total: int, seconds: float, mixed: float) -> None:
+    """Calls a second apart; `active` is a function of the window in effect."""
+    now = 0.0
+    while now < seconds:
+        pages = active(tuner.effective(1.0))  # type: ignore[operator]
+        tuner.note(total, pages, mixed * pages)
+        tuner.step(now, 1.0, total)
+        now += 1.0
+
+
+def test_a_window_that_shows_most_of_the_machine_gets_shorter() -> None:
+    tuner = WindowTuner(0.2, 30.0, 100_000)
+    drive(tuner, lambda w: 1e6 * (1 - np.exp(-3 * w)), 1_000_000, 60, 1.0)
+    assert tuner.window == pytest.approx(0.2)
+
+
+def test_a_window_grows_until_enough_is_seen() -> None:
+    tuner = WindowTuner(0.2, 30.0, 100_000)
+    drive(tuner, lambda w: 30_000 * w, 1_000_000, 600, 1.0)
+    assert 1.5e5 <= 30_000 * tuner.effective(1.0) <= 2.1e5 or tuner.window == 30.0
+
+
+def test_a_sharp_picture_leaves_the_window_alone() -> None:
+    tuner = WindowTuner(0.2, 30.0, 100_000)
+    drive(tuner, lambda w: 16_384.0, 1_000_000, 300, 0.01)
+    assert tuner.effective(1.0) == 1.0
+
+
+def test_a_longer_window_that_shows_no_more_is_given_up() -> None:
+    tuner = WindowTuner(0.2, 30.0, 100_000)
+    windows: list[float] = []
+
+    def active(window: float) -> float:
+        windows.append(window)
+        return 16_384.0
+
+    drive(tuner, active, 1_000_000, 600, 1.0)
+    assert max(windows) <= 1.6
+    assert np.mean(np.array(windows) > 1.1) < 0.2
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=200), st.floats(0.1, 5))
+def test_the_window_stays_within_its_bounds(actives: list[float], gap: float) -> None:
+    tuner = WindowTuner(0.3, 7.0, 100_000)
+    for number, active in enumerate(actives):
+        tuner.note(1_000_000, active, active)
+        tuner.step(number * gap, gap, 1_000_000)
+        assert 0.3 <= tuner.window <= 7.0
+
+
+def test_a_window_of_several_cycles_is_waited_for() -> None:
+    host = machine(workloads=(Workload(kind="uniform", size="100MiB", accesses=1e-6),), huge=0.0)
+    source = sampler(host, window=Window(min="3s", max="3.1s"))
+    spans = [batch.t1 - batch.t0 for _ in range(12) for batch in sample(host, source)]
+    assert len(spans) >= 3
+    assert min(spans) > 2.4
+    assert max(spans) == pytest.approx(3.0, abs=0.6)
+
+
+def test_a_window_much_shorter_than_a_cycle_is_waited_for_within_the_call() -> None:
+    host = machine(workloads=(Workload(kind="uniform", size="100MiB", accesses=1e-6),), huge=0.0)
+    source = sampler(host, window=Window(min="100ms", max="200ms"))
+    sample(host, source)
+    sample(host, source)
+    spans = [batch.t1 - batch.t0 for _ in range(5) for batch in sample(host, source)]
+    assert spans
+    assert max(spans) < 0.3
