@@ -39,6 +39,7 @@ from tierd.samplers.idle_looks import (
     read_words,
 )
 from tierd.samplers.idle_window import WindowTuner
+from tierd.samplers.rounds import Round
 from tierd.topology import Topology
 
 Blocks = NDArray[np.int64]
@@ -112,36 +113,6 @@ class _Look:
     cpu: float
 
 
-class _Round:
-    """How far the present round over all blocks has come, and how the last one went."""
-
-    def __init__(self, blocks: int, now: float) -> None:
-        self._blocks = max(blocks, 1)
-        self._began = now
-        self._passed = 0
-        self._looked = 0
-        self._last: tuple[int, float] | None = None
-
-    def looked(self, frames: int) -> None:
-        self._looked += frames
-
-    def passed(self, blocks: int, now: float) -> None:
-        self._passed += blocks
-        if self._passed >= self._blocks:
-            self._last = (self._looked, now - self._began)
-            self._passed, self._looked, self._began = 0, 0, now
-
-    def status(self, now: float, known: int) -> tuple[float, float]:
-        """Share of the known frames that were looked at, and seconds of a round; before the
-        first round is over, what is known so far."""
-        if self._last is not None:
-            looked, seconds = self._last
-        else:
-            part = self._passed / self._blocks
-            looked, seconds = self._looked, (now - self._began) / part if part else 0.0
-        return min(looked / known, 1.0) if known else 0.0, seconds
-
-
 class PageIdleSampler:
     """`tierd.samplers.Sampler` over the idle bitmap. Not thread-safe, but may use threads.
 
@@ -179,7 +150,7 @@ class PageIdleSampler:
         self._pass = 0
         self._last_call: float | None = None
         self._gap = 0.0
-        self._round = _Round(count, host.monotonic())
+        self._round = Round(count, host.monotonic())
         self._threads = sampling.threads
         self._pool = ThreadPoolExecutor(self._threads, "page_idle") if self._threads > 1 else None
 
