@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from tierd import assembly, config, worker
 from tierd.config import Simulation
+from tierd.control import Verb
 from tierd.engine import CycleReport, Engine
 from tierd.host import ForeignTierer, KernelError, Node
 from tierd.host.simulated import SimulatedHost, VirtualClock
@@ -22,7 +24,7 @@ from tierd.journal import Event
 from tierd.metrics import Exporter
 from tierd.notify import Notifier
 from tierd.pace import HostPace
-from tierd.state import Reload, State, status
+from tierd.state import Reload, State, status, top
 from tierd.worker import MAX_FAILURES, Stopping, Worker
 
 POLICY = """\
@@ -287,3 +289,25 @@ def test_status_is_json_whatever_the_numbers(bench: Bench) -> None:
     sampler = replace(report.samplers[0], round_time=float("inf"))
     state = replace(running.state, report=replace(report, samplers=(sampler,)))
     assert status(state)["samplers"][0]["round_time"] is None
+
+
+def test_the_page_on_the_control_socket_names_every_key(bench: Bench) -> None:
+    running = bench.worker(2)
+    finish(running)
+    page = (Path(__file__).parents[2] / "docs" / "control.md").read_text()
+    named = set(re.findall(r"`([a-z_]+)`", page))
+
+    def keys(node: Any) -> Iterator[str]:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                yield key
+                if "skipped" not in key and key != "heat":
+                    yield from keys(value)
+        elif isinstance(node, list):
+            for value in node:
+                yield from keys(value)
+
+    documents = [status(running.state), top(running.state), asdict(running.explain(5000))]
+    missing = {key for document in documents for key in keys(document)} - named
+    assert missing <= {"tiers", "promote", "demote"}, missing
+    assert {verb.value for verb in Verb} <= named
