@@ -54,7 +54,8 @@ quietly() {
     "$@" > "$log" 2>&1 < /dev/null &
     pid=$!
     (
-        while sleep 10; do
+        # It holds our locks too, so it must not outlive us.
+        while sleep 10 && kill -0 $$ 2> /dev/null; do
             printf '[%s] %s: %s, %s s: %.70s\n' "$(date +%T)" "$STEP" "$label" \
                 $((SECONDS - start)) "$(tail -n 1 "$log" | tr -d '\r')" >&2
         done

@@ -20,7 +20,7 @@ class Machine:
     """How many times longer than on machine A things may take."""
 
 
-def _ram_nodes(latency: int) -> tuple[str, ...]:
+def _ram_nodes(latency: int, bandwidth: str) -> tuple[str, ...]:
     """1 GiB of DRAM with the CPUs, 1 GiB that the HMAT calls slower.
 
     Without the HMAT both would be one memory tier and neither a demotion target."""
@@ -33,7 +33,7 @@ def _ram_nodes(latency: int) -> tuple[str, ...]:
         f"-numa {locality},target=0,data-type=access-latency,latency=100",
         f"-numa {locality},target=1,data-type=access-latency,latency={latency}",
         f"-numa {locality},target=0,data-type=access-bandwidth,bandwidth=100G",
-        f"-numa {locality},target=1,data-type=access-bandwidth,bandwidth=20G",
+        f"-numa {locality},target=1,data-type=access-bandwidth,bandwidth={bandwidth}",
     )
 
 
@@ -52,7 +52,7 @@ MACHINES: Mapping[str, Machine] = {
             name="A",
             about="two RAM nodes, node 1 slower by the HMAT",
             nodes=2,
-            options=("-M q35,hmat=on", "-smp 2", "-m 2G", *_ram_nodes(300)),
+            options=("-M q35,hmat=on", "-smp 2", "-m 2G", *_ram_nodes(300, "20G")),
         ),
         Machine(
             name="B",
@@ -76,8 +76,8 @@ MACHINES: Mapping[str, Machine] = {
                 "-M q35,cxl=on,hmat=on",
                 "-smp 2",
                 "-m 2G,maxmem=8G,slots=4",
-                # With 300 the device's own table would rank it above node 1.
-                *_ram_nodes(150),
+                # With machine A's numbers the device's own table would rank it above node 1.
+                *_ram_nodes(150, "50G"),
                 *_CXL_DEVICE,
             ),
             slowness=4.0,
