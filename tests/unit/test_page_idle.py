@@ -18,6 +18,7 @@ from tierd.samplers.idle_looks import (
     MIXED,
     SMALL,
     UNKNOWN,
+    Known,
     mark_words,
     read_full,
     read_words,
@@ -94,6 +95,16 @@ def layout(orders: list[int]) -> tuple[np.ndarray, np.ndarray]:
     return flags, heads
 
 
+def known(kind: int, *, heads: int = 0, trust: int = 0, check: bool = False) -> Known:
+    return Known(
+        np.array([kind], np.uint8),
+        np.array([heads], np.uint16),
+        np.array([500], np.uint16),
+        np.array([trust], np.uint16),
+        np.array([check]),
+    )
+
+
 @given(
     st.lists(st.integers(-1, 9), min_size=1, max_size=600),
     st.integers(0, 2**32),
@@ -105,12 +116,7 @@ def test_a_full_look_reports_every_head_and_nothing_else(
     flags, heads = layout(orders)
     hit = np.random.default_rng(seed).random(BLOCK) < 0.3
     host = Bitmap(flags, heads & ~hit)
-    seen = read_full(
-        host,  # type: ignore[arg-type]
-        np.zeros(1, np.uint64),
-        np.array([kind], np.uint8),
-        np.zeros(1, np.uint16),
-    )
+    seen = read_full(host, np.zeros(1, np.uint64), known(kind, heads=BLOCK))  # type: ignore[arg-type]
     assert seen.pfn.tolist() == np.flatnonzero(heads).tolist()
     assert seen.weight.tolist() == (heads & hit)[heads].astype(int).tolist()
     count, hits = int(heads.sum()), int((heads & hit).sum())
@@ -124,15 +130,29 @@ def test_a_full_look_reports_every_head_and_nothing_else(
 
 def test_an_idle_block_is_understood_without_its_flags() -> None:
     host = Bitmap(layout([0] * BLOCK)[0], np.ones(BLOCK, bool))
-    seen = read_full(
-        host,  # type: ignore[arg-type]
-        np.zeros(1, np.uint64),
-        np.array([UNKNOWN], np.uint8),
-        np.zeros(1, np.uint16),
-    )
+    seen = read_full(host, np.zeros(1, np.uint64), known(UNKNOWN))  # type: ignore[arg-type]
     assert host.flags_read == 0
     assert int(seen.kind[0]) == SMALL
     assert not seen.weight.any()
+
+
+@pytest.mark.parametrize(
+    ("hit", "check", "reads"), [(False, False, 0), (False, True, BLOCK), (True, False, BLOCK)]
+)
+def test_a_mixed_block_is_read_again_when_a_head_is_missing(
+    hit: bool, check: bool, reads: int
+) -> None:
+    """300 small pages among the kernel's."""
+    flags, heads = layout([0] * 300)
+    idle = heads.copy()
+    idle[17] = not hit
+    host = Bitmap(flags, idle)
+    before = known(MIXED, heads=300, check=check)
+    seen = read_full(host, np.zeros(1, np.uint64), before)  # type: ignore[arg-type]
+    assert host.flags_read == reads
+    assert len(seen.pfn) == 300
+    assert int(seen.weight.sum()) == int(hit)
+    assert int(seen.user[0]) == (300 if reads else 500)
 
 
 @pytest.mark.parametrize(("trust", "reads"), [(100, 0), (50, BLOCK)])
@@ -143,12 +163,7 @@ def test_more_clear_bits_than_are_trusted_are_checked(trust: int, reads: int) ->
     idle = np.ones(BLOCK, bool)
     idle[:100] = False
     host = Bitmap(flags, idle)
-    seen = read_full(
-        host,  # type: ignore[arg-type]
-        np.zeros(1, np.uint64),
-        np.array([SMALL], np.uint8),
-        np.array([trust], np.uint16),
-    )
+    seen = read_full(host, np.zeros(1, np.uint64), known(SMALL, trust=trust))  # type: ignore[arg-type]
     assert host.flags_read == reads
     assert int(seen.weight.sum()) == (50 if reads else 100)
 

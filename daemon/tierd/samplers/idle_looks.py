@@ -59,6 +59,23 @@ class Seen:
     weight: NDArray[np.uint8]
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What was known of k blocks before a look at all their frames.
+
+    kind: uint8[k]; heads, user: uint16[k], as in `Seen`.
+    trust: uint16[k]; so many clear bits are believed of a SMALL block without reading its flags
+    again, more may be freed frames. check: bool[k]; do not take a MIXED block that shows as
+    many idle heads as it had for unchanged.
+    """
+
+    kind: NDArray[np.uint8]
+    heads: NDArray[np.uint16]
+    user: NDArray[np.uint16]
+    trust: NDArray[np.uint16]
+    check: Bools
+
+
 def runs(starts: Pfns, most: int = len(_ONES) // WORDS) -> Iterator[tuple[int, int]]:
     """Begin and end of each run of adjacent blocks, at most `most` long: one call's worth."""
     cuts = np.flatnonzero(np.diff(starts) != BLOCK) + 1
@@ -97,12 +114,8 @@ def eligible(flags: NDArray[np.uint64]) -> Bools:
     return heads
 
 
-def read_full(host: Host, starts: Pfns, kind: NDArray[np.uint8], trust: NDArray[np.uint16]) -> Seen:
-    """Read blocks that `mark_full` marked. All arrays are of length k.
-
-    trust: so many clear bits are believed of a SMALL block without reading its flags again;
-    more may be freed frames.
-    """
+def read_full(host: Host, starts: Pfns, known: Known) -> Seen:
+    """Read blocks that `mark_full` marked; `starts` are their first frames."""
     k = len(starts)
     words = np.empty((k, WORDS), np.uint64)
     for begin, end in runs(starts):
@@ -110,20 +123,21 @@ def read_full(host: Host, starts: Pfns, kind: NDArray[np.uint8], trust: NDArray[
     bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")
     idle = bits.view(np.bool_)
     ones = bits.sum(axis=1, dtype=np.uint16)
-    believed = (kind == SMALL) & (ones + trust >= BLOCK)
+    believed = (known.kind == SMALL) & (ones + known.trust >= BLOCK)
+    same = (known.kind == MIXED) & (ones >= known.heads) & ~known.check
     heads = np.where(believed, BLOCK, ones).astype(np.uint16)
-    user = heads.copy()
-    new_kind = np.where(believed | (ones == BLOCK), SMALL, MIXED).astype(np.uint8)
+    user = np.where(same, known.user, heads).astype(np.uint16)
+    kind = np.where(believed | (ones == BLOCK), SMALL, MIXED).astype(np.uint8)
     looked = idle | believed[:, None]
-    doubtful = np.flatnonzero(~believed & (ones < BLOCK))
+    doubtful = np.flatnonzero(~(believed | same) & (ones < BLOCK))
     if len(doubtful):
         flags = _flags_of(host, starts[doubtful])
         looked[doubtful] |= eligible(flags)
-        new_kind[doubtful], heads[doubtful], user[doubtful] = _layout(looked[doubtful], flags)
+        kind[doubtful], heads[doubtful], user[doubtful] = _layout(looked[doubtful], flags)
     accessed = heads - ones
     share = (accessed.astype(np.uint32) * 255 // np.maximum(heads, 1)).astype(np.uint8)
     pfn, weight = _entries(starts, looked, idle)
-    return Seen(new_kind, heads, user, share, pfn, weight)
+    return Seen(kind, heads, user, share, pfn, weight)
 
 
 def _entries(starts: Pfns, looked: Bools, idle: Bools) -> tuple[Pfns, NDArray[np.uint8]]:

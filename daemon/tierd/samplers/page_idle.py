@@ -31,6 +31,7 @@ from tierd.samplers.idle_looks import (
     HUGE,
     MIXED,
     UNKNOWN,
+    Known,
     Seen,
     mark_full,
     mark_words,
@@ -72,11 +73,9 @@ CHOICE: Final = 65_536
 UNIT_BLOCK: Final = 4.0
 """Cost of a full look beside that of its LRU frames."""
 UNIT_WORD: Final = 24.0
-UNIT_MIXED: Final = 60.0
 UNIT_HUGE: Final = 10.0
 UNIT_PEEK: Final = 6.0
-"""Cost of a sparse look (and of one at a mixed block, where all of a word is marked), of one at
-a huge page, of a peek at an empty block."""
+"""Cost of a sparse look, of one at a huge page, of a peek at an empty block."""
 
 GLANCE: Final = 0.5
 """Seconds that the first call may wait for a first glance."""
@@ -233,9 +232,11 @@ class PageIdleSampler:
         if look.words is not None and look.masks is not None:
             return read_words(self._host, starts, look.words, look.masks, kind)
         share = self._share[blocks].astype(np.uint16)
-        check = (share == 0) | (self._calm[blocks] % VERIFY_EVERY == VERIFY_EVERY - 1)
-        trust = np.where(check, 0, np.minimum((share + DIFFERENT) * 2, BLOCK))
-        return read_full(self._host, starts, kind, trust.astype(np.uint16))
+        check = self._calm[blocks] % VERIFY_EVERY == VERIFY_EVERY - 1
+        trust = np.where(check | (share == 0), 0, np.minimum((share + DIFFERENT) * 2, BLOCK))
+        heads, user = self._heads[blocks], self._user[blocks]
+        known = Known(kind, heads, user, trust.astype(np.uint16), check)
+        return read_full(self._host, starts, known)
 
     def _apply(self, look: _Look, seen: Seen, now: float) -> SampleBatch:
         """Take over what a look told about its blocks."""
@@ -330,7 +331,7 @@ class PageIdleSampler:
     def _word_units(self, blocks: Blocks) -> NDArray[np.float64]:
         """float64[n]: what a sparse look at each block costs."""
         table = np.full(MIXED + 1, UNIT_WORD)
-        table[MIXED], table[HUGE], table[EMPTY] = UNIT_MIXED, UNIT_HUGE, UNIT_PEEK
+        table[HUGE], table[EMPTY] = UNIT_HUGE, UNIT_PEEK
         return table[self._kind[blocks]]
 
     def _begin(self, capacity: float) -> float:
@@ -451,14 +452,16 @@ class PageIdleSampler:
     def _choose_words(
         self, blocks: Blocks, turn: int
     ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        """A word of each block and the frames to mark in it: 8 of 64, other ones each time; the
-        head alone of a huge page; all of a word of a mixed block, where heads are few."""
-        kind = self._kind[blocks]
+        """A word of each block and the frames to mark in it: 8 of 64, other ones each time. Of a
+        huge page its head alone; of a block with larger folios multiples of 8, where heads are;
+        of one with few of them the whole word."""
+        kind, heads = self._kind[blocks], self._heads[blocks]
         mixer = blocks.astype(np.uint64) * np.uint64(0x9E3779B1) + np.uint64(turn * 0x85EBCA6B)
         mixer ^= mixer >> np.uint64(15)
         word = mixer & np.uint64(7)
         mask = np.left_shift(_EIGHT, mixer >> np.uint64(3) & np.uint64(7))
-        mask[kind == MIXED] = np.uint64(2**64 - 1)
+        mask[(kind == MIXED) & (heads < BLOCK // 2)] = _EIGHT
+        mask[(kind == MIXED) & (heads < BLOCK // 8)] = np.uint64(2**64 - 1)
         first = (kind == HUGE) | (kind == UNKNOWN)
         word[first] = 0
         mask[kind == UNKNOWN] = _EIGHT
