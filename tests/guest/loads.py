@@ -58,6 +58,12 @@ class Load:
         counts = self.placement(self.hot_start, self.hot) if hot else self.placement()
         return counts.get(node, 0) / sum(counts.values())
 
+    def mapped_on(self, node: int) -> int:
+        """Base pages on that node in all that the process maps (/proc/PID/numa_maps)."""
+        command = f"grep -o ' N{node}=[0-9]*' /proc/{self.pid}/numa_maps || true"
+        words = self.guest.run(command, check=True).stdout.split()
+        return sum(int(word.split("=")[1]) for word in words)
+
     def shift(self) -> None:
         """Move the hot window on by its own length."""
         said = len(self.output())
@@ -92,7 +98,7 @@ def start(
     """Start hotset as a transient service (so in a cgroup of its own) and wait until it runs."""
     command = f"/usr/local/bin/hotset {size_mib} {hot_mib} {' '.join(options)}"
     guest.run(
-        f"systemd-run --quiet --collect --unit={unit} -p StandardOutput=file:/run/{unit}.out "
+        f"rm -f /run/{unit}.out; systemd-run --quiet --collect --unit={unit} -p StandardOutput=file:/run/{unit}.out "
         f"-p LimitMEMLOCK=infinity {properties} {command}",
         timeout=60,
         check=True,

@@ -7,6 +7,7 @@ kernel by the test itself; tierd's own numbers are then held against that.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -25,7 +26,7 @@ tiers:
   - {name: dram, nodes: [0]}
   - {name: cxl, nodes: [1]}
 sampling:
-  cpu: 40%             # an emulated core is some fifty times slower than a real one
+  cpu: 60%             # an emulated core is some fifty times slower than a real one
 """
 
 
@@ -50,6 +51,11 @@ def vmstat(guest: Guest, name: str) -> int:
     return int(lines[1])
 
 
+def free_mib(guest: Guest, node: int) -> int:
+    path = f"/sys/devices/system/node/node{node}/meminfo"
+    return int(guest.run(f"grep MemFree {path}", check=True).stdout.split()[3]) // 1024
+
+
 def cycles_until(service: Service, load: Load, node: int, share: float, limit: int) -> int:
     """Cycles that end until that share of the hot set is on the node; fails past the limit."""
     start = service.cycles()
@@ -60,6 +66,7 @@ def cycles_until(service: Service, load: Load, node: int, share: float, limit: i
         if reached >= share:
             return cycle
         assert cycle <= limit, f"{reached:.1%} of the hot set on node {node} after {cycle} cycles"
+        time.sleep(0.5)  # each look takes a good part of an emulated core away from tierd
 
 
 def test_hot_pages_come_and_follow(guest: Guest, service: Service) -> None:
@@ -86,8 +93,9 @@ def test_cold_memory_makes_room(guest: Guest, service: Service) -> None:
     """Node 0 is nearly full of a program that sleeps; a hot one on node 1 needs its place."""
     load = loads.start(guest, "load-hot", 160, 128)
     load.migrate(0, 1)
-    cold = loads.start(guest, "load-cold", 640, 0)
+    cold = loads.start(guest, "load-cold", free_mib(guest, 0) - 64, 0)
     assert cold.share(0) > 0.9, cold.placement()
+    assert free_mib(guest, 0) < 100
     kills = vmstat(guest, "oom_kill")
 
     service.start()
@@ -129,10 +137,10 @@ def test_isolation(guest: Guest, service: Service, precheck: str) -> None:
         assert counted > 0, f"no candidate counted under {reason}"
     refused = "tierd_promote_refused_pages_total"
     assert scrape.total(refused, reason="mempolicy") > 0
-    if precheck == "false":
-        assert scrape.total(refused, reason="cpuset") > 0
-    else:
-        assert scrape.total(refused, reason="cpuset") == 0
+    # With the planner's check only pages that other cgroups share with the fenced program are
+    # left for the kernel to refuse.
+    by_kernel = scrape.total(refused, reason="cpuset")
+    assert by_kernel >= 4096 if precheck == "false" else by_kernel < 256, by_kernel
 
 
 def test_counters_agree_with_the_kernel(guest: Guest, service: Service) -> None:
@@ -140,6 +148,7 @@ def test_counters_agree_with_the_kernel(guest: Guest, service: Service) -> None:
     trace = "/sys/kernel/tracing"
     load = loads.start(guest, "load-hot", 128, 32)
     load.migrate(0, 1)
+    before = load.mapped_on(0)
     guest.run(
         f"mount -t tracefs none {trace} 2>/dev/null; echo 16384 > {trace}/buffer_size_kb; "
         f"echo > {trace}/trace; echo 1 > {trace}/events/migrate/mm_migrate_pages/enable",
@@ -161,5 +170,5 @@ def test_counters_agree_with_the_kernel(guest: Guest, service: Service) -> None:
     promoted = scrape.total("tierd_promoted_pages_total")
     demoted = scrape.total("tierd_demoted_pages_total")
     assert promoted + demoted == succeeded
-    on_node_0 = load.placement().get(0, 0)
-    assert on_node_0 == promoted - demoted, (on_node_0, promoted, demoted)
+    came = load.mapped_on(0) - before
+    assert came == promoted - demoted, (came, promoted, demoted)
