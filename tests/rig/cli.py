@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sys
+import termios
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -125,6 +126,7 @@ def _feed(process: Process) -> None:
 def _shell(
     made: build.Artefacts, machine: Machine, options: argparse.Namespace, extra: list[str]
 ) -> int:
+    before = termios.tcgetattr(0) if os.isatty(0) else None
     size = shutil.get_terminal_size()
     terminal = f"{os.environ.get('TERM', 'vt220')}:{size.lines}:{size.columns}"
     logging = f",logfile={options.console.absolute()}" if options.console else ""
@@ -145,3 +147,5 @@ def _shell(
     finally:
         os.close(lifeline)
         qemu.wait(30)
+        if before is not None:  # QEMU leaves it raw when it is killed
+            termios.tcsetattr(0, termios.TCSANOW, before)

@@ -245,7 +245,8 @@ class Guest:
         self._release: str | None = None
         self._over = False
         self._console_size = 0
-        self._last_sign = self._last_ping = time.monotonic()
+        self._silent = 0.0
+        self._last_check = self._last_ping = time.monotonic()
         self._qemu: subprocess.Popen[bytes] | None = None
         self._lifeline = -1
         self._socket: socket.socket | None = None
@@ -273,7 +274,7 @@ class Guest:
         mine, theirs = socket.socketpair()
         self._socket = mine
         self.console_path.write_bytes(b"")
-        self._last_sign = time.monotonic()
+        self._silent = 0.0
         self._qemu, self._lifeline = start_qemu(
             self._artefacts,
             self.kernel,
@@ -470,7 +471,7 @@ class Guest:
                 break
             frames = decoder.feed(data)
             with self._changed:
-                self._last_sign = time.monotonic()
+                self._silent = 0.0
                 for frame in frames:
                     self._receive(frame)
                 self._changed.notify_all()
@@ -501,14 +502,17 @@ class Guest:
             status = self._qemu.poll() if self._qemu is not None else None
             raise GuestDied(f"QEMU ended with status {status}", self)
         size = self.console_path.stat().st_size
+        # Only time that we watched counts, and not that of a host that stood still.
         now = time.monotonic()
+        self._silent += min(now - self._last_check, 2.0)
+        self._last_check = now
         if size != self._console_size:
             self._console_size = size
-            self._last_sign = now
-        if now - self._last_sign > SILENCE * self.patience:
+            self._silent = 0.0
+        if self._silent > SILENCE * self.patience:
             raise GuestHung(
                 f"the guest hangs: nothing on its console and no answer from its agent for "
-                f"{now - self._last_sign:.0f} s",
+                f"{self._silent:.0f} s",
                 self,
             )
 
