@@ -258,7 +258,12 @@ class Server:
         if not self._slots.acquire(blocking=False):
             channel.close()
             return
-        threading.Thread(target=self._serve, args=(channel,), name="control", daemon=True).start()
+        thread = threading.Thread(target=self._serve, args=(channel,), name="control", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads: this client's bad luck, not the daemon's end
+            self._slots.release()
+            channel.close()
 
     def close(self) -> None:
         """Stop listening. Answers under way are finished."""

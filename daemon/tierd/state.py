@@ -63,7 +63,7 @@ class State:
     overruns: int = 0
     paused: bool = False
     """By an operator."""
-    held: str | None = None
+    held: tuple[str, ...] = ()
     """Why the daemon itself moves nothing for the time being."""
     metrics: str | None = None
     """Where /metrics is served."""
@@ -77,8 +77,7 @@ class State:
     def degraded(self) -> tuple[str, ...]:
         """Why less is done than the policy asks for."""
         reasons = self.report.degraded if self.report else self.foundation.ladder.degraded
-        held = () if self.held is None or self.held in reasons else (self.held,)
-        return (*reasons, *held)
+        return (*reasons, *(why for why in self.held if why not in reasons))
 
     def summary(self) -> str:
         """One line for `systemctl status`."""

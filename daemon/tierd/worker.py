@@ -92,6 +92,7 @@ class Worker:
         self._closed = False
         self._degraded: frozenset[str] = frozenset()
         self._failures = 0
+        self._holds: dict[str, str] = {}
         self._overrun_said = float("-inf")
         self._foreign_said: set[ForeignTierer] = set()
         self.failure: BaseException | None = None
@@ -220,10 +221,9 @@ class Worker:
         number = self.state.cycles + self.state.failures + 1
         try:
             self._look_around(number)
-            paused = self.state.paused or self.state.held is not None
+            paused = self.state.paused or bool(self.state.held)
             report = replace(self._engine.cycle(paused=paused), number=number)
-            if self.state.held is not None:
-                report = replace(report, degraded=(*report.degraded, self.state.held))
+            report = replace(report, degraded=(*report.degraded, *self.state.held))
             self._exporter.publish(report)
         except Exception as error:  # one cycle must not end the daemon; it is counted
             self._failed(number, error)
@@ -293,7 +293,9 @@ class Worker:
 
     def look_for_foreign(self) -> None:
         """Find out who else moves pages, say what is new, and hold where the policy says so."""
-        foreign = self._host.foreign_tierers()
+        self._judge(self._host.foreign_tierers())
+
+    def _judge(self, foreign: tuple[ForeignTierer, ...]) -> None:
         foundation = replace(self.state.foundation, foreign=foreign)
         for each in foreign:
             if each not in self._foreign_said:
@@ -307,8 +309,16 @@ class Worker:
             for each in foreign
             if assembly.verdict(foundation.config, each) is OnConflict.REFUSE
         ]
-        held = f"the policy refuses to run beside another: {refused[0]}" if refused else None
-        self.state = replace(self.state, foundation=foundation, held=held)
+        self.state = replace(self.state, foundation=foundation)
+        why = f"the policy refuses to run beside another: {refused[0]}" if refused else None
+        self._hold("rival", why)
+
+    def _hold(self, cause: str, why: str | None) -> None:
+        """Move nothing for this cause, or no longer."""
+        self._holds.pop(cause, None)
+        if why is not None:
+            self._holds[cause] = why
+        self.state = replace(self.state, held=tuple(self._holds.values()))
 
     def _hotplug(self) -> None:
         old = self.state.foundation
@@ -316,14 +326,15 @@ class Worker:
         try:
             foundation = assembly.survey(self._host, old.loaded, generation)
             self._use(foundation)
-            message = "the memory nodes changed, now %s"
-            level, held = logging.INFO, None
+            message, level, why = "the memory nodes changed, now %s", logging.INFO, None
         except (ConfigError, TopologyError, RequiredMissing, Refused, OSError) as error:
-            held = f"the nodes changed and no longer fit the policy: {str(error).splitlines()[0]}"
+            why = f"the nodes changed and no longer fit the policy: {str(error).splitlines()[0]}"
             foundation = replace(old, nodes=self._host.nodes())
-            message, level = "the memory nodes changed and no longer fit the policy, now %s", 30
+            message = "the memory nodes changed and no longer fit the policy, now %s"
+            level = logging.WARNING
+        self._hold("nodes", why)
         nodes = ",".join(str(node.id) for node in foundation.nodes)
-        self.state = replace(self.state, foundation=foundation, held=held)
+        self.state = replace(self.state, foundation=foundation)
         record(Event.HOTPLUG, level, message, nodes, generation=generation, nodes=nodes)
 
     def _use(self, foundation: Foundation) -> None:
@@ -362,6 +373,16 @@ class Worker:
     def reload(self) -> Reload:
         """Load the policy anew. One that is not good in every way changes nothing."""
         self._notifier.reloading()
+        try:
+            result = self._reload()
+            self._exporter.config_reload(result.ok, result.when)
+            self.state = replace(self.state, reload=result)
+            return result
+        finally:
+            # Whatever happened: systemd waits for this one.
+            self._notifier.ready(self.state.summary())
+
+    def _reload(self) -> Reload:
         before, config = self.state.reload, self.state.foundation.config
         try:
             loaded = self._load()
@@ -369,16 +390,14 @@ class Worker:
             foundation = assembly.survey(self._host, loaded, generation)
             self._use(foundation)
         except (ConfigError, TopologyError, RequiredMissing, Refused, OSError) as error:
-            result = self._rejected(error, before)
-        else:
-            result = Reload(True, time.time(), loaded.source)
-            if loaded.config.metrics != config.metrics:
-                _log.warning("metrics.listen has changed, which counts from the next start on")
-            if loaded.config != config or not _repeats(result, before):
-                say_loaded(loaded)
-        self._exporter.config_reload(result.ok, result.when)
-        self.state = replace(self.state, reload=result)
-        self._notifier.ready(self.state.summary())
+            return self._rejected(error, before)
+        result = Reload(True, time.time(), loaded.source)
+        if loaded.config.metrics != config.metrics:
+            _log.warning("metrics.listen has changed, which counts from the next start on")
+        if loaded.config != config or not _repeats(result, before):
+            say_loaded(loaded)
+        self._hold("nodes", None)
+        self._judge(foundation.foreign)
         return result
 
     def _rejected(self, error: Exception, before: Reload) -> Reload:

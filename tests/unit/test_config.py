@@ -105,9 +105,14 @@ metrics: {listen: "127.0.0.1:9709"}
         ("sampling: {threads: 17}", "2: sampling.threads: 17 is out of range; expected at most 16"),
         ("classes: {a: b}", "2: classes: a mapping is not a list; expected a list, such as [...]"),
         ("classes: [5]", "2: classes[0]: 5 is not a mapping; expected key: value lines"),
-        ("tiers: []", "2: tiers: is empty; expected at least 1 entry"),
+        ("tiers: []", "2: tiers: has too few entries; expected at least 2"),
+        ("tiers: [{name: a, nodes: [0]}]", "2: tiers: has too few entries; expected at least 2"),
         (
-            "tiers:\n  - {name: a, nodes: [0, -1]}",
+            "tiers: [{name: a, nodes: [0], target: false}, {name: b, nodes: [1], target: false}]",
+            "2: tiers: no tier is a target; expected one at least without target: false",
+        ),
+        (
+            "tiers:\n  - {name: a, nodes: [0, -1]}\n  - {name: b, nodes: [1]}",
             "3: tiers[0].nodes[1]: -1 is out of range; expected at least 0",
         ),
         (

@@ -245,6 +245,24 @@ def test_a_rival_is_named_once_and_held_against_where_the_policy_says_so(
     assert "numa_balancing is 1" in running.state.degraded[0]
 
 
+def test_a_reload_ends_what_the_old_policy_held_against(bench: Bench) -> None:
+    rival = ForeignTierer("numa_balancing", "/proc/sys/kernel/numa_balancing is 1")
+    bench.host.set_foreign_tierers([rival])
+    running = bench.worker(4)
+    running.call(running.look_for_foreign)
+
+    def watch(state: State) -> None:
+        bench.seen.append(state)
+        if state.cycles == 2:
+            bench.policy.write_text(POLICY.replace("refuse", "warn"))
+            running.call(running.reload)
+
+    running._watch = watch
+    finish(running)
+    assert [state.mode for state in bench.seen] == ["paused", "paused", "tier", "tier"]
+    assert [each.name for each in running.state.foundation.foreign] == ["numa_balancing"]
+
+
 def test_a_reload_that_is_the_same_is_said_once(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -40,7 +40,7 @@ def problems(error: ValidationError, document: Document) -> list[Problem]:
 
 def _spurious(detail: ErrorDetails) -> bool:
     """pydantic calls a list too short whose entries are wrong: those are reported already."""
-    return detail["type"] == "too_short" and bool(detail["input"])
+    return detail["type"] == "too_short" and len(detail["input"]) >= detail["ctx"]["min_length"]
 
 
 def _problem(detail: ErrorDetails, document: Document) -> Problem:
@@ -72,7 +72,7 @@ def _words(detail: ErrorDetails, context: Mapping[str, Any]) -> tuple[str, str]:
     if kind in _KINDS:
         return f"{shown} is not {_KINDS[kind][0]}", f"expected {_KINDS[kind][1]}"
     if kind == "too_short":
-        return "is empty", f"expected at least {context['min_length']} entry"
+        return "has too few entries", f"expected at least {context['min_length']}"
     return f"{shown} is not valid here", detail["msg"][:1].lower() + detail["msg"][1:]
 
 

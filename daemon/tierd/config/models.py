@@ -396,7 +396,7 @@ class Config(Model):
     """tier moves pages; observe does everything but the move."""
     interval: Duration = 1.0
     """Time between cycles."""
-    tiers: Annotated[tuple[Tier, ...], Field(min_length=1)] | None = None
+    tiers: Annotated[tuple[Tier, ...], Field(min_length=2)] | None = None
     """Tiers, fastest first; by default from measured or reported latency and bandwidth."""
     sampling: Sampling = Sampling()
     """How hotness is found out."""
@@ -425,6 +425,8 @@ class Config(Model):
     def _check_tiers(self) -> None:
         names: set[str] = set()
         nodes: set[int] = set()
+        if self.tiers and not any(tier.target for tier in self.tiers):
+            raise problem(("tiers",), "no tier is a target", "one at least without target: false")
         for index, tier in enumerate(self.tiers or ()):
             if tier.name in names:
                 at = ("tiers", index, "name")
