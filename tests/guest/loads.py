@@ -98,7 +98,8 @@ def start(
     """Start hotset as a transient service (so in a cgroup of its own) and wait until it runs."""
     command = f"/usr/local/bin/hotset {size_mib} {hot_mib} {' '.join(options)}"
     guest.run(
-        f"rm -f /run/{unit}.out; systemd-run --quiet --collect --unit={unit} -p StandardOutput=file:/run/{unit}.out "
+        f"rm -f /run/{unit}.out; systemd-run --quiet --collect --unit={unit} "
+        f"-p StandardOutput=file:/run/{unit}.out "
         f"-p LimitMEMLOCK=infinity {properties} {command}",
         timeout=60,
         check=True,
