@@ -122,8 +122,12 @@ class PageIdleSampler:
 
     def __init__(self, host: Host, topology: Topology, sampling: Sampling) -> None:
         self._host = host
-        spans = [np.arange(s.start // BLOCK, -(-s.end // BLOCK)) for s in topology.spans]
-        self._first = (np.unique(np.concatenate(spans)) * BLOCK).astype(np.uint64)
+        spans = [
+            np.arange(span.start // BLOCK, -(-span.end // BLOCK), dtype=np.uint64)
+            for span in topology.spans
+        ]
+        first = np.concatenate(spans) * np.uint64(BLOCK)  # sorted, as spans are
+        self._first = first[np.append(True, first[1:] != first[:-1])]  # a block two spans share
         count = len(self._first)
         self._kind = np.full(count, UNKNOWN, np.uint8)
         self._heads = np.full(count, BLOCK, np.uint16)
@@ -141,7 +145,7 @@ class PageIdleSampler:
         self._known = 0
         self._empties = 0
         self._accessed = {True: 0.0, False: 0.0}
-        self._units = float(self._full_units(np.arange(count)).sum())
+        self._units = count * (BLOCK + UNIT_BLOCK)
         fast = sum(topology.frames_of(node) for node in topology.tiers[0].nodes)
         self._tuner = WindowTuner(sampling.window.min, sampling.window.max, fast)
         self._cost = FIRST_COST
