@@ -75,6 +75,8 @@ def main() -> None:
     if args.bundle == "auto":
         print(f"make: installing them into {args.directory}", flush=True)
         pip = [args.python, "-m", "pip", "install", "--quiet", "--upgrade"]
+        # Into a directory of our own, so the warning against mixing with the system is beside it.
+        pip += ["--root-user-action=ignore"]
         done = subprocess.run([*pip, "--target", str(args.directory), *lacking], check=False)
         if done.returncode == 0:
             return

@@ -54,7 +54,7 @@ def main() -> None:
         path.chmod(0o755 if path.is_dir() else 0o644)
     # The daemon cannot write there, so it would compile everything at every start.
     strip = ["-s", args.destdir, "-p", "/"] if args.destdir else []
-    subprocess.run([python, "-m", "compileall", "-q", *strip, target.parent], check=True)
+    subprocess.run([python, "-m", "compileall", "-q", *strip, target], check=True)
 
     bindir = Path(args.destdir + args.bindir)
     bindir.mkdir(parents=True, exist_ok=True)
