@@ -18,7 +18,7 @@ from tierd.engine.tally import Circumstances, Tally, hit_ratio
 from tierd.engine.trial import Trial
 from tierd.governor import Budget, Ledger, Pieces, Thrash
 from tierd.host import NO_PFN, CapabilitySet, CpuTimes, Feature, Host, NodeMemory, Pfns
-from tierd.hotness import HeatMap, Seen, rate, rate_error, recent
+from tierd.hotness import HeatMap, Seen, rate, rate_bound, recent
 from tierd.movers import Mover, MoveResult
 from tierd.pages import PageReader, PageReason
 from tierd.planner import Direction, Limits, MovePlan, Moves, Reason, Ways, code, plan
@@ -370,7 +370,7 @@ class Engine:
             looks=looks,
             share=float(1 - np.exp(-rate(state)[0])),
             rate=float(rate(state)[0]),
-            error=float(rate_error(state)[0]) if known else 0.0,
+            error=float(rate_bound(state, 1)[0] - rate(state)[0]) if known else 0.0,
             threshold=threshold,
             verdict=self._verdict(one, tier, state, threshold),
         )

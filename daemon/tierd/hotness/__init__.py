@@ -8,7 +8,7 @@ Pure: no I/O, no clock, no randomness.
 from __future__ import annotations
 
 from tierd.hotness.heatmap import CHUNK, Candidates, HeatMap, Seen
-from tierd.hotness.state import LEVELS, level_rate, level_state, rate, rate_error, recent
+from tierd.hotness.state import LEVELS, level_rate, level_state, rate, rate_bound, recent
 
 __all__ = [
     "CHUNK",
@@ -19,6 +19,6 @@ __all__ = [
     "level_rate",
     "level_state",
     "rate",
-    "rate_error",
+    "rate_bound",
     "recent",
 ]

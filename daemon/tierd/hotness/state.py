@@ -135,7 +135,10 @@ def _change(
 
     One outcome is never enough, and a frame of age 0 follows its looks fast anyway.
     """
-    chance = np.where(run >= 2, (q if hit else 1 - q) ** run, 1.0)
+    # The run itself has moved q already: what it was before counts.
+    kept = (1 - np.asarray(GAINS)[age]) ** (run - 1)
+    chance = 1 - (1 - q) / kept if hit else 1 - q / kept
+    chance = np.where(run >= 2, np.maximum(chance, 1 / Q_ONE) ** run, 1.0)
     probability: NDArray[np.float64] = hazard / (hazard + chance)
     return np.where((run >= 2) & (age > 0), probability, 0.0)
 
@@ -156,26 +159,31 @@ def rate(state: NDArray[np.uint16]) -> NDArray[np.float64]:
     return result
 
 
-def _errors() -> NDArray[np.float64]:
-    """float64[4096]: standard error of the rate by state >> 4 (q and age).
+def evidence() -> NDArray[np.float64]:
+    """float64[4]: looks that stand behind q, by age; an average with gain g has as much evidence
+    as 2/g - 1 of them."""
+    looks: NDArray[np.float64] = 2 / np.asarray(GAINS) - 1
+    return looks
 
-    The variance of the rate is q / (1 - q) / n (delta method); an average with gain g has as
-    much evidence as n = 2/g - 1 looks. q is kept half a look away from 0 and 1: a frame that was
-    seen twice in two looks is not known to be accessed in all of them.
-    """
+
+@lru_cache(maxsize=8)
+def _bounds(errors: float) -> NDArray[np.float64]:
+    """float64[4096] by state >> 4: `rate_bound`. Wilson's interval for q: unlike the normal one
+    it stays inside 0..1, is sane for few looks, and grows with q."""
     code = np.arange(STATES >> AGE_SHIFT)
-    looks = (2 / np.asarray(GAINS) - 1)[code & 3]
-    q = np.clip((code >> 2) / Q_ONE, 0.5 / (looks + 1), 1 - 0.5 / (looks + 1))
-    error: NDArray[np.float64] = np.sqrt(q / (1 - q) / looks)
-    return error
+    n = evidence()[code & 3]
+    q = (code >> 2) / Q_ONE
+    square = errors * errors
+    middle = (q + square / (2 * n)) / (1 + square / n)
+    half = errors / (1 + square / n) * np.sqrt(q * (1 - q) / n + square / (4 * n * n))
+    bound: NDArray[np.float64] = np.clip(middle + half, 0.0, Q_MAX / Q_ONE)
+    return -np.log1p(-bound)
 
 
-ERRORS: Final = _errors()
-
-
-def rate_error(state: NDArray[np.uint16]) -> NDArray[np.float64]:
-    """float64[n]: standard error of `rate`."""
-    result: NDArray[np.float64] = ERRORS[state >> np.uint16(AGE_SHIFT)]
+def rate_bound(state: NDArray[np.uint16], errors: float) -> NDArray[np.float64]:
+    """float64[n]: what the rate is at most (errors > 0) or at least (errors < 0), accesses per
+    window, with a confidence of that many standard errors."""
+    result: NDArray[np.float64] = _bounds(round(errors, 2))[state >> np.uint16(AGE_SHIFT)]
     return result
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tierd.hotness import rate, rate_error
+from tierd.hotness import rate, rate_bound
 from tierd.planner.values import (
     FREE_TO_GO,
     REASONS,
@@ -53,14 +53,14 @@ class _Side:
         folios: Folios,
         order: NDArray[np.intp],
         heat: NDArray[np.float64],
-        error: NDArray[np.float64],
+        bound: NDArray[np.float64],
     ) -> None:
         self.pfn = folios.pfn[order]
         self.pages = folios.pages[order].astype(np.int64)
         self.node = folios.node[order]
         self.owner = folios.owner[order]
         self.rate = heat[order]
-        self.error = error[order]
+        self.bound = bound[order]
         self.why = folios.refused[order].astype(np.int16)
         self.allowed = {node: mask[order] for node, mask in folios.allowed.items()}
         self.target = np.full(len(order), -1, np.int32)
@@ -138,18 +138,20 @@ class _Draft:
                 self._demote(self.cold.open & (self.cold.node == node), need - freed)
 
     def _demote(
-        self, which: NDArray[np.bool_], pages: int, *, floored: bool = False
+        self, which: NDArray[np.bool_], pages: int, *, own: bool = False
     ) -> NDArray[np.intp]:
         """Plan the first of `which` until `pages` are met; returns the rows planned.
 
-        The last folio may go beyond `pages`, but none begins beyond. `floored`: the caller
-        sees to the floors.
+        The last folio may go beyond `pages`, but none begins beyond. `own`: the same class gets
+        as much back, so that its floor is safe.
         """
         cold = self.cold
         which = which & cold.open
-        if not floored:
+        if not own:
             which &= self._above_floor(which)
-        rows = np.flatnonzero(which)
+        placeable = self._placeable()
+        cold.refuse(which & ~placeable, Reason.NO_ROOM)
+        rows = np.flatnonzero(which & placeable)
         begin = np.cumsum(cold.pages[rows]) - cold.pages[rows]
         rows = rows[begin < pages]
         rows = self._within(Direction.DEMOTE, cold, rows)
@@ -161,11 +163,18 @@ class _Draft:
                 cold.target[these] = node
                 self.slow_room[node] -= int(cold.pages[these].sum())
         planned = rows[cold.target[rows] >= 0]
-        unplaced = np.zeros(len(cold.pfn), np.bool_)
-        unplaced[rows[cold.target[rows] < 0]] = True
-        cold.refuse(unplaced, Reason.NO_ROOM)
         self.left[Direction.DEMOTE] -= int(cold.pages[planned].sum())
         return planned
+
+    def _placeable(self) -> NDArray[np.bool_]:
+        """bool[n]: victims for which a node that allows them has room left."""
+        cold = self.cold
+        result = np.zeros(len(cold.pfn), np.bool_)
+        for source, targets in self.ways.demote.items():
+            for target in targets:
+                fits = cold.allowed[target] & (cold.pages <= self.slow_room[target])
+                result |= fits & (cold.node == source)
+        return result
 
     def _above_floor(self, which: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Rows of `which` that leave their class its floor if all of them go, in order."""
@@ -250,26 +259,34 @@ class _Draft:
         limited = ~self._below_cap() & self.hot.open
         for owner in np.unique(self._row(self.hot)[limited]):
             mine = self._row(self.hot) == owner
-            self._exchange(limited & mine, self._row(self.cold) == owner)
+            self._exchange(limited & mine, self._row(self.cold) == owner, own=True)
         self.hot.refuse(limited, Reason.LIMIT)
-        self._exchange(self.hot.open, np.ones(len(self.cold.pfn), np.bool_))
+        self._exchange(self.hot.open, np.ones(len(self.cold.pfn), np.bool_), own=False)
         for owner in np.flatnonzero(self.owners.floor > 0):
-            mine = self._row(self.cold) == owner
-            self._exchange(self.hot.open & (self._row(self.hot) == owner), mine, floored=True)
+            mine = self._row(self.hot) == owner
+            self._exchange(self.hot.open & mine, self._row(self.cold) == owner, own=True)
         self.hot.refuse(self.hot.open, Reason.NO_ROOM)
 
     def _exchange(
-        self, hot_rows: NDArray[np.bool_], cold_rows: NDArray[np.bool_], *, floored: bool = False
+        self, hot_rows: NDArray[np.bool_], cold_rows: NDArray[np.bool_], *, own: bool
     ) -> None:
+        """On each node that has its headroom. `own`: within one class, one for one."""
         for node in self.room:
+            if self._owed(node):
+                continue
             victims = self.cold.open & cold_rows & (self.cold.node == node)
-            if not floored:
+            if not own:
                 victims &= self._above_floor(victims)
             guests = hot_rows & self.hot.open & self.hot.allowed[node]
-            self._pair_sizes(node, guests, victims, floored=floored)
+            self._pair_sizes(node, guests, victims, own=own)
+
+    def _owed(self, node: int) -> bool:
+        """Whether the demotions planned do not restore the node's headroom."""
+        freed = self.cold.pages[(self.cold.target >= 0) & (self.cold.node == node)].sum()
+        return bool(freed < self.need.get(node, 0))
 
     def _pair_sizes(
-        self, node: int, guests: NDArray[np.bool_], victims: NDArray[np.bool_], *, floored: bool
+        self, node: int, guests: NDArray[np.bool_], victims: NDArray[np.bool_], *, own: bool
     ) -> None:
         """Folios with victims of their own size first: only such leave room in one piece. Each
         size gets its share of what may be promoted, so that none starves the others."""
@@ -278,12 +295,13 @@ class _Draft:
         weight = np.bincount(index, hot.pages[guests], len(sizes))
         total = self.left[Direction.PROMOTE]
         for size, share in zip(sizes[::-1], (weight / weight.sum())[::-1], strict=True):
-            own = np.flatnonzero(guests & hot.open & (hot.pages == size))
+            like = np.flatnonzero(guests & hot.open & (hot.pages == size))
+            like = _prefix(hot.pages, like, max(int(total * share), int(size)))
             same = np.flatnonzero(victims & cold.open & (cold.pages == size))
-            own = _prefix(hot.pages, own, max(int(total * share), int(size)))
-            self._pair(node, own, same, floored=floored, last=False)
-        rest = np.flatnonzero(guests & hot.open & self._fits_somewhere())
-        self._pair(node, rest, np.flatnonzero(victims & cold.open), floored=floored, last=True)
+            self._pair(node, like, same, own=own, same=True)
+        if not own:
+            rest = np.flatnonzero(guests & hot.open & self._fits_somewhere())
+            self._pair(node, rest, np.flatnonzero(victims & cold.open), own=False, same=False)
 
     def _pair(
         self,
@@ -291,66 +309,52 @@ class _Draft:
         guests: NDArray[np.intp],
         victims: NDArray[np.intp],
         *,
-        floored: bool,
-        last: bool,
+        own: bool,
+        same: bool,
     ) -> None:
-        """Exchange as many of the best `guests` with `victims` as the margin lets. `last`: there
-        are no other victims for those that do not beat these."""
+        """Exchange as many of the best `guests` with `victims` as the margin lets. `same`: all
+        are of one size; otherwise these are the last victims that the guests can have. `own`:
+        free room stays free."""
         hot, cold = self.hot, self.cold
         if not len(guests) or not len(victims):
             return
-        need = np.cumsum(hot.pages[guests]) - self.room[node]
-        end = np.searchsorted(np.cumsum(cold.pages[victims]), need)
+        room = 0 if own else self.room[node]
+        end = np.searchsorted(np.cumsum(cold.pages[victims]), np.cumsum(hot.pages[guests]) - room)
         enough = end < len(victims)  # the coldest victims up to `end` make the room
         worst = victims[np.minimum(end, len(victims) - 1)]
         fine = np.logical_and.accumulate(enough & self._better(guests, worst))
-        if last:
+        if not same:
             refused = np.zeros(len(hot.pfn), np.bool_)
             refused[guests[enough & ~fine]] = True
             hot.refuse(refused, Reason.MARGIN)
         guests = self._within(Direction.PROMOTE, hot, guests[fine])
-        pages = int(hot.pages[guests].sum()) - self.room[node]
+        pages = int(hot.pages[guests].sum()) - room
         which = np.zeros(len(cold.pfn), np.bool_)
         which[victims] = True
-        planned = self._demote(which, pages, floored=floored) if pages > 0 else victims[:0]
+        planned = self._demote(which, pages, own=own) if pages > 0 else victims[:0]
+        room += int(cold.pages[planned].sum())
         self.room[node] += int(cold.pages[planned].sum())
-        placed = self._place(_prefix(hot.pages, guests, self.room[node]), matched=not last)
-        planned = self._spare(node, planned)
-        if floored and cold.pages[planned].sum() > hot.pages[placed].sum():
-            self._undo_demotions(node, planned)
-            self._undo_promotions(placed)
+        placed = self._place(_prefix(hot.pages, guests, room), matched=same)
+        self._spare(node, planned, room - int(hot.pages[placed].sum()))
 
     def _better(self, guests: NDArray[np.intp], victims: NDArray[np.intp]) -> NDArray[np.bool_]:
         """bool[n]: whether each guest beats its victim by the margin."""
         hot, cold, margin = self.hot, self.cold, self.margin
-        gain = hot.rate[guests] - cold.rate[victims]
-        noise = np.hypot(hot.error[guests], cold.error[victims])
-        enough: NDArray[np.bool_] = gain > np.maximum(margin.errors * noise, margin.gain)
-        return enough & (hot.rate[guests] >= margin.factor * cold.rate[victims])
+        guest, victim = hot.rate[guests], cold.rate[victims]
+        enough = (guest >= margin.factor * victim) & (guest - victim > margin.gain)
+        sure: NDArray[np.bool_] = hot.bound[guests] > cold.bound[victims]
+        return enough & sure
 
-    def _spare(self, node: int, planned: NDArray[np.intp]) -> NDArray[np.intp]:
-        """Take back demotions whose room nobody got; returns those that stay."""
-        pages = self.cold.pages[planned][::-1]
-        surplus = int(np.searchsorted(np.cumsum(pages), self.room[node], side="right"))
-        kept, returned = np.split(planned, [len(planned) - surplus])
-        self._undo_demotions(node, returned)
-        return kept
-
-    def _undo_demotions(self, node: int, rows: NDArray[np.intp]) -> None:
+    def _spare(self, node: int, planned: NDArray[np.intp], surplus: int) -> None:
+        """Take back the last of the planned demotions as far as nobody got the room."""
+        cold = self.cold
+        rows = _prefix(cold.pages, planned[::-1], surplus)
         for target in self.slow_room:
-            there = rows[self.cold.target[rows] == target]
-            self.slow_room[target] += int(self.cold.pages[there].sum())
-        pages = int(self.cold.pages[rows].sum())
+            self.slow_room[target] += int(cold.pages[rows][cold.target[rows] == target].sum())
+        pages = int(cold.pages[rows].sum())
         self.room[node] -= pages
         self.left[Direction.DEMOTE] += pages
-        self.cold.target[rows] = -1
-
-    def _undo_promotions(self, rows: NDArray[np.intp]) -> None:
-        for target in self.room:
-            there = rows[self.hot.target[rows] == target]
-            self.room[target] += int(self.hot.pages[there].sum())
-        self.left[Direction.PROMOTE] += int(self.hot.pages[rows].sum())
-        self.hot.target[rows] = -1
+        cold.target[rows] = -1
 
     # -- bounds ----------------------------------------------------------------------------
 
@@ -383,13 +387,16 @@ class _Draft:
 
 
 def _side(folios: Folios, weight: NDArray[np.float64], errors: float, *, descending: bool) -> _Side:
-    """Sort candidates by their weighted rate, shifted by `errors` standard errors."""
+    """Sort candidates by what their weighted rate is at least (or victims, at most).
+
+    That two bounds at z/sqrt(2) errors each do not meet is about as unlikely by chance as a
+    difference of z errors of the difference.
+    """
     share = weight[folios.owner]
     heat = rate(folios.state) * share
-    error = rate_error(folios.state) * share
-    bound = heat + errors * error
+    bound = rate_bound(folios.state, errors / 2**0.5) * share
     order = np.argsort(-bound if descending else bound, kind="stable")
-    return _Side(folios, order, heat, error)
+    return _Side(folios, order, heat, bound)
 
 
 def _anywhere(side: _Side, ways: Mapping[int, Sequence[int]]) -> NDArray[np.bool_]:

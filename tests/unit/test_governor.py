@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Budgets bind, moves are remembered, classes that undo their promotions stop and restart."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tierd.governor import (
+    LEDGER_LIMIT,
+    PIECES_LEAST,
+    PRESSURE_FLOOR,
+    Budget,
+    Ledger,
+    Pieces,
+    Pressure,
+    Thrash,
+    TokenBucket,
+)
+
+
+@given(st.lists(st.tuples(st.floats(0, 10), st.floats(0, 1)), max_size=40), st.floats(1, 1e9))
+def test_no_stretch_of_time_spends_more_than_rate_and_burst(
+    steps: list[tuple[float, float]], rate: float
+) -> None:
+    bucket = TokenBucket(rate, rate, 0.0)
+    now = spent = 0.0
+    for gap, share in steps:
+        now += gap
+        bucket.refill(now)
+        amount = max(bucket.tokens, 0.0) * share
+        bucket.spend(amount)
+        spent += amount
+        assert spent <= rate * (now + 1.0) * 1.000001
+
+
+def test_a_debt_is_paid_before_the_next_byte() -> None:
+    bucket = TokenBucket(10, 10, 0.0)
+    bucket.spend(30)
+    bucket.refill(1.5)
+    assert bucket.tokens == -5
+    bucket.refill(1.0)  # a clock that seems to go back changes nothing
+    assert bucket.tokens == -5
+
+
+def test_pressure_halves_the_rate_and_lets_it_recover() -> None:
+    pressure = Pressure()
+    assert pressure.update(None) == 1.0
+    assert pressure.update(0.5) == 0.5
+    for _ in range(20):
+        pressure.update(0.5)
+    assert pressure.share == PRESSURE_FLOOR
+    for _ in range(20):
+        pressure.update(0.0)
+    assert pressure.share == 1.0
+
+
+def test_the_allowance_follows_rate_pressure_and_what_was_spent() -> None:
+    budget = Budget(1000, 500, 0.1, 1.0, 0.0)
+    first = budget.begin(0.0, None)
+    assert (first.promote, first.demote) == (1000, 500)
+    budget.spent(1000, 100, 0.05)
+    second = budget.begin(1.0, 0.9)
+    assert (second.promote, second.demote) == (500, 250)
+    assert second.promote_rate == 500
+    assert budget.tokens == (500, 500)
+
+
+def test_cpu_that_was_used_is_missing_in_the_next_cycles() -> None:
+    budget = Budget(1, 1, 0.1, 1.0, 0.0)
+    assert budget.cpu == pytest.approx(0.2)
+    budget.spent(0, 0, 0.5)
+    budget.begin(1.0, None)
+    assert budget.cpu == 0.0
+    budget.begin(5.0, None)
+    assert budget.cpu == pytest.approx(0.2)
+
+
+def entries(first: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    pfn = np.arange(first, first + count, dtype=np.uint64)
+    return pfn[::-1], np.zeros(count, np.int16), np.ones(count, np.uint32)
+
+
+def test_the_ledger_knows_recent_moves_and_finds_each_only_once() -> None:
+    ledger = Ledger()
+    ledger.add(1.0, *entries(100, 10))
+    ledger.add(5.0, *entries(200, 10))
+    asked = np.array([205, 104, 7], np.uint64)
+    assert ledger.recent(asked, 0.0).tolist() == [True, True, False]
+    assert ledger.recent(asked, 2.0).tolist() == [True, False, False]
+    assert np.array_equal(ledger.leave(asked, 0.0), [5.0, 1.0, np.nan], equal_nan=True)
+    assert not ledger.recent(asked, 0.0).any()
+    assert np.isnan(ledger.leave(asked, 0.0)).all()
+    ledger.prune(2.0)
+    assert len(ledger) == 10
+    assert not ledger.recent(np.array([101], np.uint64), 0.0).any()
+
+
+def test_the_ledger_is_bounded() -> None:
+    ledger = Ledger()
+    for number in range(5):
+        ledger.add(float(number), *entries(number << 20, LEDGER_LIMIT // 2))
+    assert len(ledger) <= LEDGER_LIMIT
+
+
+def step(thrash: Thrash, now: float, promoted: int, wasted: int, *, persists: bool) -> bool:
+    thrash.update(
+        now,
+        np.array([promoted, 0]),
+        np.array([wasted, 0]),
+        np.array([4.0 if wasted else 0.0, 0.0]),
+        np.array([persists, True]),
+    )
+    assert not thrash.stopped[1]
+    return bool(thrash.stopped[0])
+
+
+def test_a_class_that_undoes_its_promotions_stops_and_restarts_when_its_pattern_lasts() -> None:
+    thrash = Thrash(1)
+    assert not step(thrash, 0, 10_000, 0, persists=True)
+    assert not step(thrash, 1, 10_000, 500, persists=True)
+    stopped = [step(thrash, 2 + i, 5_000, 9_000, persists=False) for i in range(3)]
+    assert stopped[-1]
+    for now in range(5, 30):  # it flips every four seconds
+        assert step(thrash, now, 0, 0, persists=now % 4 != 0)
+    for now in range(30, 40):
+        still = step(thrash, now, 0, 0, persists=True)
+    assert not still
+
+
+def test_a_little_waste_stops_nobody() -> None:
+    thrash = Thrash(1)
+    assert not any(step(thrash, now, 10, 10, persists=False) for now in range(50))
+
+
+def test_large_folios_get_as_much_as_came_of_the_last_attempts() -> None:
+    pieces = Pieces()
+    assert pieces.frames([0])[0] > 1 << 30
+    target, pages = np.zeros(4, np.int32), np.full(4, 512, np.uint32)
+    moved = np.array([True, False, False, False])
+    pieces.learn(target, pages, moved, ~moved)
+    assert pieces.frames([0, 1])[0] == PIECES_LEAST
+    pieces.learn(target, pages, np.ones(4, bool), np.zeros(4, bool))
+    assert pieces.frames([0])[0] == 4 * PIECES_LEAST

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Heat: what looks leave behind, the histogram, the search; against a plain model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tierd.host import NO_PFN, Span
+from tierd.hotness import CHUNK, LEVELS, HeatMap, level_rate, rate, rate_bound, recent
+from tierd.hotness.state import (
+    CHANGING,
+    KNOWN_FROM,
+    LEVEL_EDGES,
+    PHASES,
+    Q_SHIFT,
+    STATES,
+    phase_of,
+    transitions,
+)
+
+SPANS = (
+    Span(0, 1000, 1500),
+    Span(0, CHUNK - 100, CHUNK + 300),
+    Span(1, 3 * CHUNK, 3 * CHUNK + 800),
+)
+
+
+def frames(spans: tuple[Span, ...] = SPANS) -> np.ndarray:
+    return np.concatenate([np.arange(s.start, s.end, dtype=np.uint64) for s in spans])
+
+
+def look(heat: HeatMap, pfn: np.ndarray, hit: np.ndarray) -> None:
+    heat.tick()
+    heat.observe(pfn, hit.astype(np.uint8))
+
+
+def recount(heat: HeatMap, node: int, spans: tuple[Span, ...] = SPANS) -> np.ndarray:
+    pfn = np.concatenate([frames((s,)) for s in spans if s.node == node])
+    q = heat.states(pfn) >> Q_SHIFT
+    return np.bincount(np.searchsorted(LEVEL_EDGES, q, side="right") - 1, minlength=LEVELS)
+
+
+HOTTEST = level_rate(LEVELS)
+
+
+def follow(outcomes: str, hazard: int = 0) -> int:
+    """State of a frame after looks: 1 accessed, 0 idle."""
+    state = 0
+    for number, outcome in enumerate(outcomes):
+        state = int(transitions(phase_of(number), hazard)[int(outcome) * STATES + state])
+    return state
+
+
+def test_a_frame_is_unknown_until_it_is_looked_at() -> None:
+    heat = HeatMap(SPANS)
+    assert heat.histogram((0, 1))[0] == heat.frames == len(frames())
+    pfn = np.array([1000, 1001], np.uint64)
+    look(heat, pfn, np.array([0, 1]))
+    assert (heat.states(pfn) >= KNOWN_FROM).all()
+    assert heat.states(np.array([1002, 5], np.uint64)).tolist() == [0, 0]
+    assert heat.histogram((0,))[0] == 898
+
+
+@pytest.mark.parametrize("hit", [0, 1])
+@pytest.mark.parametrize("phase", range(PHASES))
+def test_no_look_makes_a_frame_unknown_and_one_step_keeps_the_order(hit: int, phase: int) -> None:
+    for hazard in range(len(CHANGING)):
+        table = transitions(phase, hazard)[hit * STATES : (hit + 1) * STATES]
+        assert (table >= KNOWN_FROM).all()
+        known = np.arange(KNOWN_FROM, STATES, dtype=np.uint16)
+        after = table[known]
+        assert ((after & 15) == (((known & 15) << 1 | hit) & 15)).all()
+        step = after.astype(int) >> Q_SHIFT
+        before = known.astype(int) >> Q_SHIFT
+        assert (step >= before).all() if hit else (step <= before).all()
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.5, 0.9, 0.98])
+def test_the_share_settles_at_the_true_one(share: float) -> None:
+    rng = np.random.default_rng(3)
+    heat = HeatMap((Span(0, 0, 4096),))
+    pfn = np.arange(4096, dtype=np.uint64)
+    for _ in range(300):
+        look(heat, pfn, rng.random(4096) < share)
+    q = 1 - np.exp(-rate(heat.states(pfn)))
+    assert q.mean() == pytest.approx(share, abs=0.02)
+    assert q.std() < 0.06
+
+
+def test_a_change_of_mind_is_believed_after_a_run_that_chance_cannot_explain() -> None:
+    cold = follow("0" * 100)
+    assert rate(np.array([cold], np.uint16))[0] < 0.02
+    assert rate(np.array([follow("0" * 100 + "11")], np.uint16))[0] > 0.5
+    assert rate(np.array([follow("1" * 100 + "000")], np.uint16))[0] < 0.5 * HOTTEST
+    assert rate(np.array([follow("0" * 100 + "1")], np.uint16))[0] < 0.1
+    mixed = "01" * 50
+    before = rate(np.array([follow(mixed)], np.uint16))[0]
+    assert rate(np.array([follow(mixed + "1111")], np.uint16))[0] < 1.3 * before
+
+
+def test_where_much_changes_less_is_believed_of_the_past() -> None:
+    rare = "0001" * 30
+    steady = rate(np.array([follow(rare + "111")], np.uint16))[0]
+    eager = transitions(0, len(CHANGING) - 1)
+    state = follow(rare)
+    for _ in range(3):
+        state = int(eager[STATES + state])
+    assert rate(np.array([state], np.uint16))[0] > 1.5 * steady
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_the_histogram_always_counts_every_frame_in_its_level(data: st.DataObject) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    heat = HeatMap(SPANS)
+    every = frames()
+    for _ in range(data.draw(st.integers(1, 6))):
+        some = every[rng.random(len(every)) < rng.random()]
+        action = data.draw(st.sampled_from(["look", "look", "forget", "move"]))
+        if action == "look":
+            look(heat, some, rng.random(len(some)) < 0.5)
+        elif action == "forget":
+            heat.forget(rng.permutation(some))
+        else:
+            old, new = np.split(rng.permutation(some)[: len(some) // 2 * 2], 2)
+            heat.move(old, np.where(rng.random(len(new)) < 0.1, NO_PFN, new))
+    for node in (0, 1):
+        assert heat.histogram((node,)).tolist() == recount(heat, node).tolist()
+
+
+@given(st.integers(0, 2**32), st.integers(1, 400))
+@settings(max_examples=60, deadline=None)
+def test_the_search_finds_the_hottest_and_the_coldest(seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    heat = HeatMap(SPANS)
+    pfn = frames()
+    share = rng.random(len(pfn)) ** 3
+    for _ in range(rng.integers(1, 12)):
+        these = rng.random(len(pfn)) < 0.8
+        look(heat, pfn[these], (rng.random(len(pfn)) < share)[these])
+    state = heat.states(pfn)
+    node = np.where(pfn < 2 * CHUNK, 0, 1)
+    for nodes in ((0,), (1,), (0, 1)):
+        mine = np.isin(node, nodes)
+        hot = np.sort(state[mine & (recent(state) >= 2)])[::-1]
+        found = heat.hottest(nodes, count)
+        assert found.state.tolist() == hot[:count].tolist()
+        assert (heat.states(found.pfn) == found.state).all()
+        cold = np.sort(state[mine & (state >= KNOWN_FROM) & (recent(state) <= 1)])
+        assert heat.coldest(nodes, count).state.tolist() == cold[:count].tolist()
+
+
+def test_an_aligned_search_finds_only_aligned_frames() -> None:
+    heat = HeatMap(SPANS)
+    look(heat, frames(), np.zeros(len(frames())))
+    found = heat.coldest((0, 1), 10_000, align=64)
+    assert sorted(found.pfn.tolist()) == [f for f in frames().tolist() if f % 64 == 0]
+
+
+def test_heat_follows_a_page_and_leaves_its_old_frame() -> None:
+    heat = HeatMap(SPANS)
+    old, new = np.array([1400, 1003], np.uint64), np.array([3 * CHUNK + 7, NO_PFN], np.uint64)
+    look(heat, np.sort(old), np.array([1, 1]))
+    state = heat.states(old)
+    heat.move(old, new)
+    assert heat.states(old).tolist() == [0, 0]
+    assert heat.states(new).tolist() == [state[0], 0]
+
+
+def test_regions_speak_for_their_frames_but_not_past_the_next() -> None:
+    heat = HeatMap((Span(0, 0, 100),))
+    heat.observe(np.array([0, 4, 50], np.uint64), np.array([1, 0, 1], np.uint8), granularity=16)
+    state = heat.states(np.arange(100, dtype=np.uint64))
+    hot = np.flatnonzero(recent(state)).tolist()
+    assert hot == [*range(4), *range(50, 66)]
+    assert np.flatnonzero(state).tolist() == [*range(20), *range(50, 66)]
+
+
+def test_what_was_expected_and_met_is_told_of_well_known_frames() -> None:
+    heat = HeatMap((Span(0, 0, 1000),))
+    pfn = np.arange(1000, dtype=np.uint64)
+    rng = np.random.default_rng(1)
+    for _ in range(60):
+        look(heat, pfn, rng.random(1000) < 0.8)
+    heat.tick()
+    (seen,) = heat.observe(pfn, (pfn < 400).astype(np.uint8))
+    assert (seen.looked, seen.accessed) == (1000, 400)
+    assert seen.expected == pytest.approx(800, rel=0.1)
+    assert 350 <= seen.met <= 400
+
+
+@given(st.integers(KNOWN_FROM, STATES - 1), st.floats(0.1, 6))
+def test_bounds_enclose_the_rate_and_grow_with_it(state: int, errors: float) -> None:
+    one = np.array([state], np.uint16)
+    assert rate_bound(one, -errors)[0] <= rate(one)[0] + 1e-9 <= rate_bound(one, errors)[0] + 2e-9
+    hotter = np.array([min(state + 64, STATES - 1)], np.uint16)
+    if (hotter[0] >> 4) & 3 == (state >> 4) & 3:
+        assert rate_bound(hotter, -errors)[0] >= rate_bound(one, -errors)[0]
+
+
+def test_levels_are_ordered_and_cover_all_heat() -> None:
+    rates = [level_rate(level) for level in range(1, LEVELS)]
+    assert rates == sorted(rates)
+    assert LEVELS <= 64

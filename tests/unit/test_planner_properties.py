@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every plan keeps, whatever the candidates: budgets, room, floors, caps, identity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tierd.hotness import level_state
+from tierd.planner import (
+    FREE_TO_GO,
+    REASONS,
+    UNLIMITED,
+    Direction,
+    Folios,
+    Limits,
+    MovePlan,
+    Owners,
+    Reason,
+    Ways,
+    code,
+    plan,
+)
+from tierd.policy import Margin, Target
+
+FAST, SLOW = (0, 1), (2, 3)
+SIZES = (1, 1, 1, 4, 16)
+
+
+@dataclass(frozen=True)
+class Case:
+    target: Target
+    hot: Folios
+    cold: Folios
+    owners: Owners
+    ways: Ways
+    limits: Limits
+
+    def plan(self) -> MovePlan:
+        return plan(self.target, self.hot, self.cold, self.owners, self.ways, self.limits)
+
+
+def folios(
+    rng: np.random.Generator, n: int, first: int, classes: int, direction: Direction
+) -> Folios:
+    here, there = (SLOW, FAST) if direction is Direction.PROMOTE else (FAST, SLOW)
+    refused = np.where(rng.random(n) < 0.1, code(Reason.BUSY), FREE_TO_GO).astype(np.int8)
+    return Folios(
+        pfn=(first + rng.permutation(n)).astype(np.uint64),
+        pages=rng.choice(SIZES, n).astype(np.uint32),
+        node=rng.choice(here, n).astype(np.int32),
+        state=rng.integers(64, 65536, n).astype(np.uint16),
+        owner=rng.integers(-1, classes, n).astype(np.int16),
+        refused=refused,
+        allowed={node: rng.random(n) < 0.9 for node in there},
+    )
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    classes = draw(st.integers(0, 3))
+    n = classes + 1
+    few = st.integers(0, 60)
+    room = {node: draw(few) for node in FAST}
+    need = {node: 0 if room[node] else draw(few) for node in FAST}
+    owners = Owners(
+        resident=rng.integers(0, 200, n),
+        floor=np.append(rng.choice([0, 50, 150], classes), 0).astype(np.int64),
+        cap=np.append(rng.choice([20, 100, UNLIMITED], classes), UNLIMITED).astype(np.int64),
+        weight=np.append(rng.choice([0.5, 1.0, 4.0], classes), 1.0),
+        promote=np.append(rng.random(classes) < 0.8, True),
+        demote=np.append(rng.random(classes) < 0.8, True),
+        excluded=np.append(rng.random(classes) < 0.1, False),
+        stopped=rng.random(n) < 0.1,
+    )
+    margin = Margin(draw(st.sampled_from([1.0, 1.5])), draw(st.sampled_from([0.0, 1.0, 4.0])), 0.1)
+    return Case(
+        target=Target(0, 30, level_state(30), 100, need, room, margin, 0.0),
+        hot=folios(rng, draw(st.integers(0, 80)), 10_000, classes, Direction.PROMOTE),
+        cold=folios(rng, draw(st.integers(0, 80)), 0, classes, Direction.DEMOTE),
+        owners=owners,
+        ways=Ways(
+            promote={node: FAST if node == 2 else FAST[::-1] for node in SLOW},
+            demote=dict.fromkeys(FAST, SLOW),
+            room={node: draw(few) for node in SLOW},
+            pieces={node: draw(st.sampled_from([0, 16, UNLIMITED])) for node in FAST},
+        ),
+        limits=Limits(draw(st.integers(0, 100)), draw(st.integers(0, 100))),
+    )
+
+
+def rows(part: Folios, pfn: np.ndarray) -> np.ndarray:
+    order = np.argsort(part.pfn)
+    return order[np.searchsorted(part.pfn[order], pfn)]
+
+
+@given(cases())
+@settings(max_examples=80, deadline=None)
+def test_budgets_and_room_are_never_exceeded(case: Case) -> None:
+    made = case.plan()
+    assert made.promote.pages.sum() <= case.limits.promote
+    assert made.demote.pages.sum() <= case.limits.demote
+    for node in SLOW:
+        assert made.demote.pages[made.demote.target == node].sum() <= case.ways.room[node]
+    for node in FAST:
+        freed = int(made.demote.pages[made.demote.source == node].sum())
+        owed = min(case.target.need[node], freed)
+        came = int(made.promote.pages[made.promote.target == node].sum())
+        assert came <= case.target.room[node] + freed - owed
+
+
+@given(cases())
+@settings(max_examples=80, deadline=None)
+def test_floors_and_caps_hold(case: Case) -> None:
+    made = case.plan()
+    n = len(case.owners.floor)
+    after = case.owners.resident.copy()
+    for moves, part, sign in ((made.promote, case.hot, 1), (made.demote, case.cold, -1)):
+        owner = part.owner[rows(part, moves.pfn)]
+        np.add.at(after, np.where(owner < 0, n - 1, owner), sign * moves.pages.astype(np.int64))
+    assert (after >= np.minimum(case.owners.resident, case.owners.floor)).all()
+    assert (after <= np.maximum(case.owners.resident, case.owners.cap)).all()
+
+
+@given(cases())
+@settings(max_examples=80, deadline=None)
+def test_only_candidates_that_may_move_are_planned_and_each_once(case: Case) -> None:
+    made = case.plan()
+    sides = (
+        (made.promote, case.hot, case.owners.promote & ~case.owners.stopped),
+        (made.demote, case.cold, case.owners.demote),
+    )
+    for moves, part, may in sides:
+        assert len(np.unique(moves.pfn)) == len(moves.pfn)
+        row = rows(part, moves.pfn)
+        assert (part.pfn[row] == moves.pfn).all()
+        assert (part.pages[row] == moves.pages).all()
+        assert (part.node[row] == moves.source).all()
+        assert (part.refused[row] == FREE_TO_GO).all()
+        assert may[part.owner[row]].all()
+        assert not case.owners.excluded[part.owner[row]].any()
+        for node, allowed in part.allowed.items():
+            assert allowed[row][moves.target == node].all()
+
+
+@given(cases())
+@settings(max_examples=60, deadline=None)
+def test_every_candidate_for_promotion_is_planned_or_counted_under_a_reason(case: Case) -> None:
+    made = case.plan()
+    skipped = sum(n for (way, _), n in made.skipped.items() if way is Direction.PROMOTE)
+    assert made.promote.pages.sum() + skipped == case.hot.pages.sum()
+    assert all(reason in REASONS for _, reason in made.skipped)
+
+
+@given(cases())
+@settings(max_examples=60, deadline=None)
+def test_a_promotion_beyond_the_room_beats_every_victim_by_the_factor(case: Case) -> None:
+    """Without headroom to restore and caps to enforce every demotion is half of a pair."""
+    plain = replace(
+        case,
+        target=replace(case.target, need=dict.fromkeys(FAST, 0), room=dict.fromkeys(FAST, 0)),
+        owners=Owners.unclassed(),
+        hot=replace(case.hot, owner=np.full(len(case.hot), -1, np.int16)),
+        cold=replace(case.cold, owner=np.full(len(case.cold), -1, np.int16)),
+    )
+    made = plain.plan()
+    from tierd.hotness import rate
+
+    if len(made.demote.pfn):
+        guests = rate(plain.hot.state[rows(plain.hot, made.promote.pfn)])
+        victims = rate(plain.cold.state[rows(plain.cold, made.demote.pfn)])
+        assert guests.mean() >= case.target.margin.factor * victims.mean()
+
+
+@given(cases(), st.integers(0, 79))
+@settings(max_examples=60, deadline=None)
+def test_more_heat_never_costs_a_folio_its_promotion(case: Case, which: int) -> None:
+    """Among single pages of no class, all with equal evidence."""
+    hot = replace(
+        case.hot,
+        owner=np.full(len(case.hot), -1, np.int16),
+        pages=np.ones(len(case.hot), np.uint32),
+        state=(case.hot.state | np.uint16(0x30)).astype(np.uint16),
+    )
+    case = replace(case, hot=hot, owners=Owners.unclassed())
+    case = replace(case, cold=replace(case.cold, owner=np.full(len(case.cold), -1, np.int16)))
+    promoted = case.plan().promote.pfn
+    if not len(promoted):
+        return
+    chosen = promoted[which % len(promoted)]
+    hotter = hot.state.copy()
+    hotter[hot.pfn == chosen] = 0xFFFF
+    again = replace(case, hot=replace(hot, state=hotter)).plan().promote.pfn
+    assert chosen in again
