@@ -50,7 +50,7 @@ GAINS: Final = (1 / 4, 1 / 10, 1 / 24, 1 / 64)
 _SPAN: Final = (4, 10, 24)
 """Looks that a frame spends at each age before the last, on average."""
 
-HAZARDS: Final = (1e-5, 1e-2, 3e-2, 1e-1, 3e-1)
+HAZARDS: Final = (2e-6, 1e-2, 3e-2, 1e-1, 3e-1)
 """Prior probability that a frame changes its mind between two looks. The first is for a program
 that goes on as it did: among millions of frames chance makes many a run."""
 
