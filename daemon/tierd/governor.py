@@ -166,11 +166,15 @@ def _lookup(table: Pfns, pfn: Pfns) -> tuple[NDArray[np.intp], NDArray[np.bool_]
     return row, table[row] == pfn
 
 
-TRIP: Final = 0.5
+TRIP: Final = 0.3
 """Share of a class's promotions that go back soon at which it is stopped."""
 
 TRIP_PAGES: Final = 1024
-"""Fewer wasted pages than this never stop a class: 4 MiB can be bad luck."""
+"""Fewer wasted pages than this, or than a hundredth of the faster tier, never stop a class:
+4 MiB can be bad luck."""
+
+OUTLIVE: Final = 1.3
+"""Times its longest recent life after which a pattern is taken to last."""
 
 MEMORY: Final = 0.8
 """Weight of the past per cycle in the sums that `Thrash` judges by."""
@@ -180,20 +184,23 @@ class Thrash:
     """Stops the promotions of a class that undoes them, restarts it when its pattern lasts.
 
     A page demoted soon after its promotion is waste. The sums of promoted and wasted pages fade,
-    so the judgement is on the last few cycles' worth. A stopped class is observed: once the
-    candidates that it has would have stayed hot as long as promotions used to live, twice over,
-    its pattern is taken to last and promotion begins again.
+    so the judgement is on the last few cycles' worth. A stopped class is observed: when its
+    candidates outlive the time after which they used to change, or, if they never changed, the
+    time that promotions used to last, its pattern is taken to last and promotion begins again.
     """
 
-    def __init__(self, classes: int) -> None:
-        """For `classes` configured classes and the pages that are in none (index -1)."""
+    def __init__(self, classes: int, fast: int) -> None:
+        """For `classes` configured classes and the pages that are in none (index -1); `fast`:
+        frames of the faster tier."""
         n = classes + 1
+        self._least = min(TRIP_PAGES, fast // 100)
         self._promoted = np.zeros(n)
         self._wasted = np.zeros(n)
         self.stopped = np.zeros(n, np.bool_)
-        self._since = np.zeros(n)
         self._life = np.zeros(n)
         self._changed = np.zeros(n)
+        self._period = np.zeros(n)
+        self._persisted = np.zeros(n, np.bool_)
 
     def update(
         self,
@@ -202,8 +209,9 @@ class Thrash:
         wasted: NDArray[np.int64],
         life: NDArray[np.float64],
         persists: NDArray[np.bool_],
-    ) -> None:
-        """One cycle. All arrays have one entry per class, the last for pages in none.
+    ) -> bool:
+        """One cycle; returns whether a class begins again. All arrays have one entry per class,
+        the last for pages in none.
 
         promoted, wasted: base pages in this cycle. life: mean seconds between the promotion and
         the demotion of the wasted ones (0 without any). persists: whether the class's candidates
@@ -212,13 +220,20 @@ class Thrash:
         self._promoted = self._promoted * MEMORY + promoted
         self._wasted = self._wasted * MEMORY + wasted
         self._life = np.where(wasted > 0, np.maximum(self._life * MEMORY, life), self._life)
-        trip = (self._wasted >= TRIP_PAGES) & (self._wasted > TRIP * self._promoted)
-        self._since = np.where(trip & ~self.stopped, now, self._since)
+        trip = (self._wasted >= self._least) & (self._wasted > TRIP * self._promoted)
+        trip &= ~self.stopped
+        gap = now - self._changed
+        ended = self._persisted & ~persists
+        self._period = np.where(ended, np.maximum(0.9 * self._period, gap), self._period)
+        self._persisted = persists
+        self._period = np.where(trip, 0.0, self._period)
         self._changed = np.where(persists & ~trip, self._changed, now)
-        calm = self.stopped & (now - self._changed >= 2 * self._life)
+        wait = np.where(self._period > 0, OUTLIVE * self._period, self._life)
+        calm = self.stopped & (now - self._changed >= np.maximum(wait, 1e-9))
         self._promoted[calm] = 0
         self._wasted[calm] = 0
         self.stopped = (self.stopped | trip) & ~calm
+        return bool(calm.any())
 
 
 PIECES_MOST: Final = 1 << 40

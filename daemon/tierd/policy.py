@@ -222,6 +222,11 @@ class Caution:
         self._usual += USUAL * (foretold - self._usual)
         return min(max(missing, 0.0), 1.0)
 
+    def begin(self) -> None:
+        """Be eager as at the start: what was learned is about a pattern that is over."""
+        self.errors = EAGER
+        self._pairs, self._promised, self._gained = 0, 0.0, 0.0
+
     def learn(self, pairs: int, promised: float, gained: float) -> None:
         """So many pairs promised and gained so many accesses per window, in sum."""
         self._pairs += pairs

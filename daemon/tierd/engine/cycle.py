@@ -68,7 +68,7 @@ class Engine:
             config.interval,
             host.monotonic(),
         )
-        self._thrash = Thrash(len(config.classes))
+        self._thrash = self._new_thrash(config)
         self._pieces = Pieces()
         self._cautions = [Caution() for _ in topology.tiers[1:]]
         self._trials: deque[Trial] = deque()
@@ -112,10 +112,14 @@ class Engine:
         self._budget.limit(move.promote, move.demote, cpu, config.interval)
         if config.classes != self._config.classes:
             self._book.use(config.classes)
-            self._thrash = Thrash(len(config.classes))
+            self._thrash = self._new_thrash(config)
             # Class indices in the memory of moves would name other classes now.
             self._scout.moved = {direction: Ledger() for direction in Direction}
         self._config = config
+
+    def _new_thrash(self, config: Config) -> Thrash:
+        fast = sum(self._topology.frames_of(node) for node in self._topology.tiers[0].nodes)
+        return Thrash(len(config.classes), fast)
 
     def close(self) -> None:
         """Stop sampling; samplers restore what they changed in the kernel."""
@@ -299,9 +303,10 @@ class Engine:
         page = self._host.page_size
         promoted, demoted = (tally.moved[each] for each in (Direction.PROMOTE, Direction.DEMOTE))
         self._budget.spent(int(promoted.sum()) * page, int(demoted.sum()) * page, 0.0)
-        self._thrash.update(
-            now, promoted, tally.waste.pages, tally.waste.life, self._scout.persists
-        )
+        waste = tally.waste
+        if self._thrash.update(now, promoted, waste.pages, waste.life, self._scout.persists):
+            for caution in self._cautions:
+                caution.begin()
         for ledger in (*self._scout.moved.values(), self._scout.refused):
             ledger.prune(now - self._waste_window)
 

@@ -154,5 +154,5 @@ class Scout:
         again = np.isin(hot.pfn, self._wanted, assume_unique=True)
         row = np.where(hot.owner < 0, n - 1, hot.owner)
         total = np.bincount(row, minlength=n)
-        self.persists = 2 * np.bincount(row, again, n) >= total
+        self.persists = 4 * np.bincount(row, again, n) >= 3 * total
         self._wanted = hot.pfn
