@@ -29,6 +29,9 @@ from tierd.hotness.state import (
 CHUNK: Final = 128 * 1024
 """Frames that are worked on at once: temporaries stay within the second-level cache."""
 
+PIECE: Final = 32 * 1024
+"""Frames of a batch that are worked on at once: with their 64-bit indices they fit the cache."""
+
 SCAN_LIMIT: Final = 64 * 1024 * 1024
 """Frames that one search for candidates reads at most; the next one goes on from there."""
 
@@ -143,28 +146,34 @@ class HeatMap:
 
     def _observe_chunk(self, chunk: int, pfn: Pfns, weight: NDArray[np.uint8]) -> Seen:
         states = self._states[chunk]
+        start = np.uint64(self._start[chunk])
         n = len(pfn)
-        first = int(pfn[0]) - int(self._start[chunk])
-        where: slice | NDArray[np.int64] = slice(first, first + n)
-        if int(pfn[-1]) - int(pfn[0]) != n - 1:  # frames between that were not looked at
-            where = (pfn - np.uint64(self._start[chunk])).view(np.int64)
-        old = states[where]
-        hit = weight > 0
-        index = np.multiply(hit, STATES, dtype=np.intp)
-        np.add(index, old, out=index, casting="unsafe")
-        new = np.take(transitions(phase_of(self._pass), self._hazard), index, mode="clip")
-        expected, met = _foretold(old, hit)
-        if 2 * n > len(states):
+        recount = 2 * n > len(states)
+        change = np.zeros(Q_ONE, np.int64)
+        expected, met = 0.0, 0
+        for begin in range(0, n, PIECE):
+            part = pfn[begin : begin + PIECE]
+            hit = weight[begin : begin + PIECE] > 0
+            first = int(part[0] - start)
+            where: slice | NDArray[np.int64] = slice(first, first + len(part))
+            if int(part[-1]) - int(part[0]) != len(part) - 1:  # frames that were not looked at
+                where = (part - start).view(np.int64)
+            old = states[where]
+            index = np.multiply(hit, STATES, dtype=np.intp)
+            np.add(index, old, out=index, casting="unsafe")
+            new = np.take(transitions(phase_of(self._pass), self._hazard), index, mode="clip")
+            foretold = _foretold(old, hit)
+            expected, met = expected + foretold[0], met + foretold[1]
+            if not recount:
+                change -= np.bincount(old >> _SHIFT, minlength=Q_ONE)
+                change += np.bincount(new >> _SHIFT, minlength=Q_ONE)
             states[where] = new
-            counts = np.bincount(states >> _SHIFT, minlength=Q_ONE)
-            self._shift(chunk, _fold(counts) - self._levels[chunk])
+        if recount:
+            counts = _fold(np.bincount(states >> _SHIFT, minlength=Q_ONE))
+            self._shift(chunk, counts - self._levels[chunk])
         else:
-            before = np.bincount(old >> _SHIFT, minlength=Q_ONE)
-            states[where] = new
-            after = np.bincount(new >> _SHIFT, minlength=Q_ONE)
-            self._shift(chunk, _fold(after - before))
-        accessed = int(np.count_nonzero(hit))
-        return Seen(int(self._node[chunk]), n, accessed, expected, met)
+            self._shift(chunk, _fold(change))
+        return Seen(int(self._node[chunk]), n, int(np.count_nonzero(weight)), expected, met)
 
     def move(self, old: Pfns, new: Pfns) -> None:
         """The data of each frame `old` is now in frame `new` (NO_PFN where nobody knows): its
@@ -318,7 +327,7 @@ class HeatMap:
 def _foretold(old: NDArray[np.uint16], hit: NDArray[np.bool_]) -> tuple[float, int]:
     """Accesses that the states before a look foretold for well-known frames, and those met
     there. Every 16th frame is enough of a large batch; the numbers are for all."""
-    step = 16 if len(old) >= 16 * 1024 else 1
+    step = 16 if len(old) >= PIECE // 2 else 1
     some, seen = old[::step], hit[::step]
     settled = (some & _SETTLED) != 0
     expected = int(np.multiply(some >> _SHIFT, settled).sum(dtype=np.uint64)) / Q_ONE
