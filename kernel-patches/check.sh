@@ -114,6 +114,9 @@ check_style() {
 	done
 }
 
+# What sparse says about cpuset.c without the series, too
+old_findings="context imbalance in 'cpuset_callback_"
+
 objects=(mm/move_phys_pages.o kernel/cgroup/cpuset.o kernel/sys_ni.o)
 
 # configure NAME FRAGMENT-LINES...
@@ -162,7 +165,8 @@ build() {
 	shift
 	say "build: $name"
 	log=$(make -C "$tree" O="$out" -j"$(nproc)" -s W=1 "${sparse[@]}" "$@" 2>&1 |
-		grep -E 'move_phys_pages|cpuset\.c|sys_ni|error|\*\*\*' || true)
+		grep -E 'move_phys_pages|cpuset\.c|sys_ni|error|\*\*\*' |
+		grep -vF "$old_findings" || true)
 	[ -z "$log" ] || fail "$name: $log"
 }
 
