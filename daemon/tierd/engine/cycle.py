@@ -18,7 +18,7 @@ from tierd.engine.tally import Circumstances, Tally, hit_ratio
 from tierd.engine.trial import Trial
 from tierd.governor import Budget, Ledger, Pieces, Thrash
 from tierd.host import NO_PFN, CapabilitySet, CpuTimes, Feature, Host, NodeMemory, Pfns
-from tierd.hotness import HeatMap, Seen, rate, rate_bound, recent
+from tierd.hotness import Foretold, HeatMap, Seen, rate, rate_bound, recent
 from tierd.movers import Mover, MoveResult
 from tierd.pages import PageReader, PageReason
 from tierd.planner import Direction, Limits, MovePlan, Moves, Reason, Ways, code, plan
@@ -159,8 +159,7 @@ class Engine:
                     target=tier.target,
                     rooms=tuple(self._room(memory[n]) for n in tier.nodes if n in memory),
                     histogram=self._heat.histogram(tier.nodes),
-                    expected=sum(each.expected for each in here),
-                    met=sum(each.met for each in here),
+                    foretold=sum((each.foretold for each in here), Foretold()),
                 )
             )
         return tiers
@@ -325,7 +324,7 @@ class Engine:
             sampler="+".join(each.name for each in self._samplers) or "none",
             mover=self._mover.name if self._mover else "none",
             tiers=tally.tier_reports(self._topology.tiers, tiers, target.level, page),
-            hit_ratio=hit_ratio(tiers),
+            hit_ratio=hit_ratio(tiers) if tally.fast_share is None else tally.fast_share,
             flows=tally.flow_reports(),
             skipped=dict(tally.skipped),
             kernel_refused=dict(tally.refused),

@@ -81,7 +81,8 @@ class CycleReport:
     """Name of the mover in use, "none" when observing without one."""
     tiers: tuple[TierReport, ...]
     hit_ratio: float | None
-    """Share of the accesses that heat expects in the fastest tier; None before the first look."""
+    """Share of the accesses that go to the fastest tier, as far as the samplers can tell: by the
+    pages seen accessed, or else by heat. None before the first look."""
     flows: tuple[FlowReport, ...]
     skipped: Mapping[tuple[Direction, Reason], int]
     """Base pages of candidates not moved: the planner's skips and the kernel's refusals."""

@@ -47,6 +47,8 @@ class Tally:
         """For `classes` configured classes; arrays have one entry more, for pages in none."""
         self.seen: list[Seen] = []
         self.samplers: list[SamplerReport] = []
+        self.fast_share: float | None = None
+        """The sampler's own estimate of the hit ratio, where it has one."""
         self.attempted: Counter[Flow] = Counter()
         self.flows: Counter[Flow] = Counter()
         self.skipped: Counter[tuple[Direction, Reason]] = Counter()
@@ -58,6 +60,8 @@ class Tally:
 
     def sampled(self, status: SamplerStatus, seen: Sequence[Seen], lost: int) -> None:
         """One sampler is done for this cycle."""
+        if status.fast_share is not None:
+            self.fast_share = status.fast_share
         self.seen += seen
         self.samplers.append(
             SamplerReport(
