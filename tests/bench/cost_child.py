@@ -19,7 +19,7 @@ from tierd.engine import Engine
 from tierd.metrics import Exporter
 from tierd.samplers.page_idle import PageIdleSampler
 
-INTERVAL = 60.0
+INTERVAL = 1.0
 
 
 def engine_of(host: StillHost, interval: float = INTERVAL) -> Engine:
