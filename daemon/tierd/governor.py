@@ -166,7 +166,7 @@ def _lookup(table: Pfns, pfn: Pfns) -> tuple[NDArray[np.intp], NDArray[np.bool_]
     return row, table[row] == pfn
 
 
-TRIP: Final = 0.3
+TRIP: Final = 0.5
 """Share of a class's promotions that go back soon at which it is stopped."""
 
 TRIP_PAGES: Final = 1024
@@ -175,6 +175,10 @@ TRIP_PAGES: Final = 1024
 
 OUTLIVE: Final = 1.3
 """Times its longest recent life after which a pattern is taken to last."""
+
+LONGEST: Final = 60.0
+"""Seconds after which a stopped class is tried again in any case: candidates near the threshold
+may come and go for ever."""
 
 MEMORY: Final = 0.8
 """Weight of the past per cycle in the sums that `Thrash` judges by."""
@@ -201,6 +205,7 @@ class Thrash:
         self._changed = np.zeros(n)
         self._period = np.zeros(n)
         self._persisted = np.zeros(n, np.bool_)
+        self._since = np.zeros(n)
 
     def update(
         self,
@@ -229,7 +234,9 @@ class Thrash:
         self._period = np.where(trip, 0.0, self._period)
         self._changed = np.where(persists & ~trip, self._changed, now)
         wait = np.where(self._period > 0, OUTLIVE * self._period, self._life)
-        calm = self.stopped & (now - self._changed >= np.maximum(wait, 1e-9))
+        self._since = np.where(trip, now, self._since)
+        calm = (now - self._changed >= wait) | (now - self._since >= LONGEST)
+        calm &= self.stopped
         self._promoted[calm] = 0
         self._wasted[calm] = 0
         self.stopped = (self.stopped | trip) & ~calm
