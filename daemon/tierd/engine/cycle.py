@@ -18,7 +18,7 @@ from tierd.engine.tally import Circumstances, Tally, hit_ratio
 from tierd.engine.trial import Trial
 from tierd.governor import Budget, Ledger, Pieces, Thrash
 from tierd.host import NO_PFN, CapabilitySet, CpuTimes, Feature, Host, NodeMemory, Pfns
-from tierd.hotness import Foretold, HeatMap, Seen, rate, rate_bound, recent
+from tierd.hotness import HeatMap, Seen, rate, rate_bound, recent
 from tierd.movers import Mover, MoveResult
 from tierd.pages import PageReader, PageReason
 from tierd.planner import Direction, Limits, MovePlan, Moves, Reason, Ways, code, plan
@@ -159,7 +159,8 @@ class Engine:
                     target=tier.target,
                     rooms=tuple(self._room(memory[n]) for n in tier.nodes if n in memory),
                     histogram=self._heat.histogram(tier.nodes),
-                    foretold=sum((each.foretold for each in here), Foretold()),
+                    expected=sum(each.expected for each in here),
+                    met=sum(each.met for each in here),
                 )
             )
         return tiers
