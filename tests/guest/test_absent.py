@@ -79,4 +79,5 @@ def test_no_number_is_guessed(bare: Service) -> None:
     calls = traced_calls(bare.guest, POLICY)
     assert {"openat", "pwrite64", "pread64"} & calls, calls
     assert not {call for call in calls if call.startswith("syscall_")}, calls
-    assert not {"futex_wake", "mseal", "move_pages", "migrate_pages"} & calls, calls
+    # What the numbers of earlier proposals of the call, 454 and 462, name by now.
+    assert not {"futex_wake", "mseal"} & calls, calls
