@@ -359,3 +359,15 @@ def test_listen(text: str, expected: tuple[str, int] | None) -> None:
             config.parse_listen(text)
     else:
         assert config.parse_listen(text) == expected
+
+
+@pytest.mark.parametrize("digits", ["9" * 8, "9" * 400])
+def test_a_size_that_no_machine_has_is_an_error_in_one_line(tmp_path: Path, digits: str) -> None:
+    """Nothing past the parser has to count in more than 64 bits."""
+    text = f"version: 1\nclasses:\n  - {{match: a, cap: {digits}TiB}}\n"
+    (line,) = errors(tmp_path, text)
+    assert line.startswith("tierd.yaml:3: classes[0].cap: ")
+    assert line.endswith("expected at most 1048576TiB")
+    (line,) = errors(tmp_path, f"version: 1\nmigration:\n  demote: {digits}TiB/s\n")
+    assert line.startswith("tierd.yaml:3: migration.demote: ")
+    assert line.endswith("expected at most 1048576TiB/s")

@@ -30,6 +30,9 @@ _BYTES: Final = {
     "GiB": 2**30,
     "TiB": 2**40,
 }
+MOST_BYTES: Final = 2**60
+"""More than any machine has (x86-64 addresses 2**52), and far from what 64 bits can count."""
+
 _SECONDS: Final = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 
 _SIZE_PATTERN: Final = r"^[0-9]+(\.[0-9]+)?(B|KiB|MiB|GiB|TiB)$"
@@ -38,23 +41,32 @@ _DURATION_PATTERN: Final = r"^[0-9]+(\.[0-9]+)?(ms|s|min|h)$"
 _RATIO_PATTERN: Final = r"^[0-9]+(\.[0-9]+)?%$"
 
 
+class _TooLarge(ValueError):
+    """A size that no machine has."""
+
+
 def parse_size(value: object) -> int:
     """Bytes of "4GiB". Only binary units: a size says its unit, always."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(B|KiB|MiB|GiB|TiB)", str(value).strip())
     if isinstance(value, bool) or not match:
         raise ValueError("expected a size with its unit, such as 512MiB or 4GiB")
-    return round(float(match[1]) * _BYTES[match[2]])
+    size = float(match[1]) * _BYTES[match[2]]
+    if size > MOST_BYTES:
+        raise _TooLarge(f"expected at most {format_size(MOST_BYTES)}")
+    return round(size)
 
 
 def parse_rate(value: object) -> int:
     """Bytes per second of "200MiB/s"."""
     text = str(value).strip()
-    if not text.endswith("/s"):
-        raise ValueError("expected a rate with its unit, such as 200MiB/s")
     try:
-        return parse_size(text[:-2])
+        if text.endswith("/s"):
+            return parse_size(text[:-2])
+    except _TooLarge as error:
+        raise ValueError(f"{error}/s") from None
     except ValueError:
-        raise ValueError("expected a rate with its unit, such as 200MiB/s") from None
+        pass
+    raise ValueError("expected a rate with its unit, such as 200MiB/s")
 
 
 def parse_duration(value: object) -> float:
