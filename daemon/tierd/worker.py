@@ -348,7 +348,7 @@ class Worker:
             self._engine.close()
             try:
                 self._engine = assembly.assemble(self._host, foundation)
-            except OSError:
+            except Exception:
                 self._engine = assembly.assemble(self._host, old)
                 raise
         self._exporter.capabilities(foundation.capabilities)
@@ -391,6 +391,9 @@ class Worker:
             self._use(foundation)
         except (ConfigError, TopologyError, RequiredMissing, Refused, OSError) as error:
             return self._rejected(error, before)
+        except Exception as error:  # a signal has no caller who would hear of it
+            _log.exception("the policy could not be loaded")
+            return self._rejected(RuntimeError(f"{type(error).__name__}: {error}"), before)
         result = Reload(True, time.time(), loaded.source)
         if loaded.config.metrics != config.metrics:
             _log.warning("metrics.listen has changed, which counts from the next start on")

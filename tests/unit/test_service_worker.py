@@ -263,6 +263,32 @@ def test_a_reload_ends_what_the_old_policy_held_against(bench: Bench) -> None:
     assert [each.name for each in running.state.foundation.foreign] == ["numa_balancing"]
 
 
+def test_a_reload_that_fails_in_an_unforeseen_way_is_told_and_changes_nothing(
+    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal has no caller who would hear of an exception."""
+    running = bench.worker(2)
+    whole = assembly.assemble
+    failing = iter([ZeroDivisionError("oh"), None])
+
+    def assemble(*arguments: Any) -> Engine:
+        if (error := next(failing)) is not None:
+            raise error
+        return whole(*arguments)
+
+    monkeypatch.setattr(assembly, "assemble", assemble)
+    bench.policy.write_text(POLICY + "sampling: {cpu: 5%}\n")
+    future = running.call(running.reload)
+    finish(running)
+    assert future.result().problems == ("ZeroDivisionError: oh",)
+    assert running.state.reload == future.result()
+    assert events(caplog, Event.CONFIG_REJECTED)
+    assert bench.metric("tierd_config_last_reload_successful") == 0
+    assert running.state.foundation.config.sampling.cpu == 0.03
+    assert next(failing, "spent") == "spent", "the old engine was not put together again"
+    assert running.state.cycles == 2
+
+
 def test_a_reload_that_is_the_same_is_said_once(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
