@@ -88,7 +88,7 @@ def _break_and_mend(guest: Guest, service: Service) -> None:
     service.start()
     service.wait_cycles(1)
     service.policy(GOOD + "migration:\n  promot: 100MiB/s\n")
-    service.systemctl("reload", check=False)
+    assert service.systemctl("reload", check=False) != 0, "systemctl says that it was refused"
     wait(lambda: bool(records(service, since, Event.CONFIG_REJECTED)), 60, "no record of it")
 
     (rejected,) = records(service, since, Event.CONFIG_REJECTED)

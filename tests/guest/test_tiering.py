@@ -56,17 +56,18 @@ def free_mib(guest: Guest, node: int) -> int:
     return int(guest.run(f"grep MemFree {path}", check=True).stdout.split()[3]) // 1024
 
 
-def cycles_until(service: Service, load: Load, node: int, share: float, limit: int) -> int:
-    """Cycles that end until that share of the hot set is on the node; fails past the limit."""
-    start = service.cycles()
+def cycles_until(
+    service: Service, load: Load, node: int, share: float, limit: int, since: int = 0
+) -> int:
+    """Cycles that have ended since the count was `since` when that share of the hot set is on
+    the node; fails past the limit. Cycles that end during the test's own look are counted."""
     while True:
-        # The cycle is read before the placement, so that the count is never too small by a race.
-        cycle = service.cycles() - start
         reached = load.share(node, hot=True)
-        if reached >= share:
+        cycle = service.cycles() - since
+        if reached >= share and cycle <= limit:
             return cycle
         assert cycle <= limit, f"{reached:.1%} of the hot set on node {node} after {cycle} cycles"
-        time.sleep(0.5)  # each look takes a good part of an emulated core away from tierd
+        time.sleep(0.4)  # each look takes a good part of an emulated core away from tierd
 
 
 def test_hot_pages_come_and_follow(guest: Guest, service: Service) -> None:
@@ -77,15 +78,16 @@ def test_hot_pages_come_and_follow(guest: Guest, service: Service) -> None:
 
     service.start()
     first = cycles_until(service, load, 0, 0.95, 10)
+    before_shift = service.cycles()
     load.shift()
-    second = cycles_until(service, load, 0, 0.95, 5)
+    second = cycles_until(service, load, 0, 0.95, 5, before_shift)
 
-    scrape = service.wait_cycles(3)
+    service.wait_cycles(3)
     moved = (vmstat(guest, "pgmigrate_success") - before) * PAGE
-    demoted = scrape.total("tierd_demoted_bytes_total")
+    headroom = 0.04 * 1024 * MIB  # of node 0, the policy's default
     ideal = 2 * 64 * MIB
     print(f"cycles: {first} then {second}; moved {moved / MIB:.1f} MiB, ideal {ideal / MIB:.0f}")
-    assert moved <= 1.2 * ideal + demoted
+    assert moved <= 1.2 * ideal + headroom
     assert load.passes() > 0
 
 
@@ -126,9 +128,11 @@ def test_isolation(guest: Guest, service: Service, precheck: str) -> None:
     stay = {"never": locked, "mempolicy": bound, "cpuset": fenced}
     for load in stay.values():
         assert load.share(1) > 0.99, (load.unit, load.placement())
+    cold = loads.start(guest, "load-cold", free_mib(guest, 0) - 48, 0)
+    assert cold.share(0) > 0.9, cold.placement()
 
     service.start()
-    cycles_until(service, free, 0, 0.95, 20)
+    cycles_until(service, free, 0, 0.95, 40)
     scrape = service.wait_cycles(6)
 
     for reason, load in stay.items():
