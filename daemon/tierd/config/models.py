@@ -365,7 +365,7 @@ class Workload(Model):
 
 
 class SimulatedNode(Model):
-    id: Count = Field(ge=0)
+    id: Count = Field(ge=0, le=1023)
     """NUMA node number."""
     size: Size
     """Memory on the node."""
