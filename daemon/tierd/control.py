@@ -12,6 +12,7 @@ This module imports nothing but the standard library, so that `tierctl` starts a
 from __future__ import annotations
 
 import contextlib
+import errno
 import grp
 import json
 import logging
@@ -40,6 +41,7 @@ MAX_CLIENTS: Final = 16
 _LENGTH: Final = struct.Struct(">I")
 _PEERCRED: Final = struct.Struct("3i")
 _SO_PEERGROUPS: Final = 59  # Linux 4.13; not in Python's socket module
+_SCARCE: Final = 0.05  # seconds to wait before another try to take a client, out of files
 _GROUPS_BUFFER: Final = 1024  # bytes; the most that Python's getsockopt takes
 
 _log = logging.getLogger(__name__)
@@ -253,8 +255,10 @@ class Server:
         """Take a client that waits, if any. Does not block."""
         try:
             channel, _ = self.listener.accept()
-        except OSError:
-            return  # the client went away again
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                time.sleep(_SCARCE)  # the client still waits: do not ask again at once, for ever
+            return
         if not self._slots.acquire(blocking=False):
             channel.close()
             return
