@@ -184,9 +184,8 @@ def _damon_schemes(sys: Path) -> Iterator[ForeignTierer]:
 
 def _daemons(proc: Path) -> Iterator[ForeignTierer]:
     own = str(os.getpid())
-    names = TIERING_DAEMONS | {"tierd"}
     for entry in os.listdir(proc):
         if entry.isdigit() and entry != own:
             comm = read_text(proc / entry / "comm")
-            if comm in names:
+            if comm in TIERING_DAEMONS:
                 yield ForeignTierer("other", f"{comm} (pid {entry}) is running")
