@@ -59,8 +59,8 @@ class MovePhysPages:
     def move(self, moves: Moves, deadline: float) -> MoveResult:
         """Move in batches, in order, until done, `deadline` (host clock) or a full target.
 
-        A folio counts as moved when its status names the target and, where the kernel reports
-        new addresses, it has one. Raises KernelError when the kernel refuses a call as a whole
+        A folio counts as moved when its status, which the kernel writes after the move, names
+        the target. Raises KernelError when the kernel refuses a call as a whole
         before anything was moved; later such a refusal ends the run and the rest is BUDGET.
         """
         count = len(moves.pfn)
