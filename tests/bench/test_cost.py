@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,6 +78,43 @@ def test_scrape() -> None:
         )
     keep("scrape", rows)
     assert max(row["p99_seconds"] for row in rows) < 0.020
+
+
+def test_start(tmp_path: Path) -> None:
+    """READY=1 at most a second after what the interpreter takes to start."""
+    policy = tmp_path / "policy.yaml"
+    policy.write_text((ROOT / "config" / "simulated.yaml").read_text().replace(":9709", ":0"))
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "daemon")}
+    times = []
+    for turn in range(5):
+        begin = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "pass"], env=env, check=True)
+        bare = time.perf_counter() - begin
+        times.append(_until_ready(tmp_path / f"notify{turn}", policy, env) - bare)
+    median = statistics.median(times)
+    print(f"\nstart to READY=1: median {median:.2f} s of {len(times)} beyond the interpreter's own")
+    keep("start", {"seconds": times})
+    assert median < 1.0
+
+
+def _until_ready(path: Path, policy: Path, env: Mapping[str, str]) -> float:
+    """Seconds from the start of a daemon on the simulated host to its READY=1."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(str(path))
+        notify.settimeout(60)
+        begin = time.perf_counter()
+        daemon = subprocess.Popen(
+            [sys.executable, "-m", "tierd", "simulate", "--config", str(policy)],
+            env={**env, "NOTIFY_SOCKET": str(path)},
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            while b"READY=1" not in notify.recv(4096):
+                pass
+            return time.perf_counter() - begin
+        finally:
+            daemon.terminate()
+            daemon.wait()
 
 
 SCRIPT = r"""
