@@ -126,7 +126,7 @@ def test_cold_memory_makes_room(guest: Guest, service: Service) -> None:
     assert cold.share(1) * cold.size >= 32 * MIB
     assert vmstat(guest, "oom_kill") == kills
     assert load.passes() > 0
-    assert cold.passes() >= 0
+    cold.passes()  # fails if a page lost its content
 
 
 @pytest.mark.parametrize("precheck", ["true", "false"])
