@@ -90,6 +90,12 @@ class StillHost:
     def read_idle(self, start: int, words: NDArray[np.uint64]) -> None:
         words[:] = self._pattern[: len(words)]
 
+    def set_idle_words(self, first: Pfns, masks: NDArray[np.uint64]) -> None:
+        """Marking is the kernel's work."""
+
+    def read_idle_words(self, first: Pfns, words: NDArray[np.uint64]) -> None:
+        words[:] = self._pattern[(first // np.uint64(64)).astype(np.intp) % len(self._pattern)]
+
     def move_phys_pages(
         self,
         pfn: Pfns,

@@ -205,6 +205,23 @@ def test_idle_bitmap_positions_and_chunks(tmp_path: Path) -> None:
     bitmap.close()
 
 
+def test_single_words_of_the_idle_bitmap(tmp_path: Path) -> None:
+    path = tmp_path / "bitmap"
+    path.write_bytes(bytes(3 * BITMAP_BYTES))
+    bitmap = IdleBitmap(path)
+    first = np.array([0, 64 * 7, 64 * 900], np.uint64)
+    bitmap.write_words(first, np.array([5, 6, 2**64 - 1], np.uint64))
+    words = np.frombuffer(path.read_bytes(), np.uint64)
+    assert {at: int(words[at]) for at in np.flatnonzero(words)} == {0: 5, 7: 6, 900: 2**64 - 1}
+    past = np.append(first, np.array([3 * BITMAP_BYTES * 8], np.uint64))
+    back = np.full(4, 9, np.uint64)
+    bitmap.read_words(past, back)
+    assert back.tolist() == [5, 6, 2**64 - 1, 0]
+    with pytest.raises(ValueError, match="does not begin a word"):
+        bitmap.read_words(np.array([32], np.uint64), back)
+    bitmap.close()
+
+
 def test_idle_bitmap_calls_are_no_longer_than_a_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

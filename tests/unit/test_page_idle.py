@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from fakehost import hot_only, machine, pages_of, topology_of
 from tierd.config import Sampling, Window, Workload
-from tierd.host import KPF, KernelError
+from tierd.host import KPF, KernelError, Span
 from tierd.host.simulated import Costs, SimulatedHost
 from tierd.samplers import SampleBatch, Sampler
+from tierd.samplers.idle_blocks import Active, BlockTable
 from tierd.samplers.idle_looks import (
     BLOCK,
     EMPTY,
@@ -19,13 +20,13 @@ from tierd.samplers.idle_looks import (
     SMALL,
     UNKNOWN,
     Known,
-    mark_words,
     read_full,
     read_words,
     runs,
 )
 from tierd.samplers.idle_window import WindowTuner
 from tierd.samplers.page_idle import PageIdleSampler
+from tierd.samplers.rounds import STRIDE, in_turn
 
 PLENTY = 1e9
 """A CPU budget that covers everything."""
@@ -68,6 +69,13 @@ class Bitmap:
 
     def read_idle(self, start: int, words: np.ndarray) -> None:
         words[:] = self._words[start // 64 : start // 64 + len(words)]
+
+    def read_idle_words(self, first: np.ndarray, words: np.ndarray) -> None:
+        words[:] = self._words[first // np.uint64(64)]
+
+    def flags(self, pfn: np.ndarray) -> np.ndarray:
+        self.flags_read += len(pfn)
+        return self._flags[pfn]
 
     def flags_run(self, start: int, out: np.ndarray) -> None:
         self.flags_read += len(out)
@@ -190,18 +198,6 @@ def test_a_word_reports_marked_heads_only(orders: list[int], seed: int) -> None:
     assert seen.weight.tolist() == hit[heads & marked].astype(int).tolist()
 
 
-def test_words_are_marked_in_few_calls() -> None:
-    calls: list[tuple[int, list[int]]] = []
-
-    class Marks:
-        def set_idle(self, start: int, words: np.ndarray) -> None:
-            calls.append((start, words.tolist()))
-
-    first = np.array([64, 256, 32768 * 2 + 128], np.uint64)
-    mark_words(Marks(), first, np.array([3, 5, 7], np.uint64))  # type: ignore[arg-type]
-    assert calls == [(64, [3, 0, 0, 5]), (32768 * 2 + 128, [7])]
-
-
 @given(st.sets(st.integers(0, 300), min_size=1))
 def test_runs_cover_each_block_once_and_fit_one_call(blocks: set[int]) -> None:
     starts = np.array(sorted(blocks), np.uint64) * np.uint64(BLOCK)
@@ -211,6 +207,64 @@ def test_runs_cover_each_block_once_and_fit_one_call(blocks: set[int]) -> None:
         assert int(starts[end - 1] - starts[begin]) == (end - begin - 1) * BLOCK
         covered += range(begin, end)
     assert covered == list(range(len(starts)))
+
+
+@given(st.integers(1, 2000), st.integers(1, 300))
+def test_a_sweep_takes_each_block_once_and_is_everywhere_early(count: int, slice_: int) -> None:
+    turns = [in_turn(count, at, min(at + slice_, count)) for at in range(0, count, slice_)]
+    order = np.concatenate(turns)
+    assert sorted(order.tolist()) == list(range(count))
+    half = np.sort(order[: -(-count // 2)])
+    assert np.diff(half).max(initial=0) <= STRIDE
+
+
+def test_the_table_of_blocks_keeps_apart_what_shares_a_byte() -> None:
+    spans = (Span(0, 0, 1024), Span(1, 1024, 1100), Span(1, 1400, 3000))
+    table = BlockTable(spans, {0})
+    every = np.arange(table.count)
+    # The block that begins at frame 1024 belongs to two spans, and is there once.
+    assert table.first(every).tolist() == [0, 512, 1024, 1536, 2048, 2560]
+    assert table.fast(every).tolist() == [True, True, False, False, False, False]
+    assert table.heads(every).tolist() == [BLOCK] * 6
+    assert table.pages(every).tolist() == [0] * 6
+    some = np.array([1, 3])
+    table.take(some)
+    table.list(np.array([3]), True)
+    table.learn(every, np.array([0, 1, 2, 3, 4, 5], np.uint8), np.arange(6, dtype=np.uint8))
+    table.learn_layout(np.array([4]), np.array([77], np.uint16), np.array([513], np.uint16))
+    for looks in range(1, 12):
+        calm = table.settle(every, every == 2)
+        assert calm[2] == 0
+        assert calm[0] == (looks if looks <= 7 else 4 + (looks - 8) % 4)
+    assert table.kind(every).tolist() == [0, 1, 2, 3, 4, 5]
+    assert table.share(every).tolist() == [0, 1, 2, 3, 4, 5]
+    assert table.heads(every).tolist() == [BLOCK, 0, BLOCK, 1, 77, BLOCK]
+    assert table.pages(every).tolist() == [0, 0, BLOCK, BLOCK, 510, BLOCK]
+    assert np.flatnonzero(table.busy(every)).tolist() == [1, 3]
+    assert np.flatnonzero(table.listed(every)).tolist() == [3]
+    table.release(some)
+    table.list(np.array([3]), False)
+    assert not (table.busy(every) | table.listed(every)).any()
+    assert table.kind(every).tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_list_of_active_blocks_is_bounded_and_the_longest_waiting_come_first() -> None:
+    table = BlockTable((Span(0, 0, 100 * BLOCK),), {0})
+    active = Active(table, 10)
+    active.add(np.array([5, 7, 9]), 1)
+    active.add(np.array([7, 8]), 2)
+    table.take(np.array([7]))
+    blocks, since = active.front(2)
+    assert (blocks.tolist(), since.tolist()) == ([5, 9], [1, 1])
+    active.give_back(blocks[:1], since[:1])
+    table.list(blocks[1:], False)
+    table.release(np.array([7]))
+    assert len(active) == 3
+    blocks, since = active.front(10)
+    assert (blocks.tolist(), since.tolist()) == ([7, 8, 5], [1, 2, 1])
+    active.give_back(blocks, since)
+    active.add(np.arange(20, 60), 3)
+    assert len(active) == 10
 
 
 # -- what the sampler reports --------------------------------------------------------------------
@@ -407,6 +461,35 @@ def test_the_budget_holds(share: float) -> None:
         host.sleep(1.0)
     used = (host.cpu_times() - before).total
     assert 0.5 * 20 * share < used < 1.1 * 20 * share
+
+
+def test_a_hot_set_in_one_piece_is_found_long_before_a_round_is_over() -> None:
+    """64 MiB become hot among 24 GiB, of which a budget of 3 % of a core covers a round in
+    minutes."""
+    host = machine(
+        fast="8GiB",
+        slow="24GiB",
+        workloads=(
+            Workload(kind="uniform", size="6GiB", accesses=1e-6),
+            Workload(kind="uniform", size="23GiB", accesses=1e-6),
+        ),
+        huge=0.0,
+        costs=EMULATED,
+    )
+    source = sampler(host)
+    for _ in range(400):
+        sample(host, source, 0.03)
+    round_time = source.status().round_time
+    hot_only(host, 1, hot=16_384)
+    frames = pages_of(host, 1)
+    hot = frames[host.rates(frames) > 0]
+    found = np.zeros(len(hot), np.uint8)
+    calls = 0
+    while (found >= 2).mean() < 0.9:
+        found += np.isin(hot, accessed(sample(host, source, 0.03)))
+        calls += 1
+        assert calls < 0.5 * round_time
+    assert round_time > 30  # or there was nothing to be early for
 
 
 def test_cold_memory_is_looked_at_as_well() -> None:

@@ -248,6 +248,13 @@ class Host(Protocol):
     def read_idle(self, start: int, words: NDArray[np.uint64]) -> None:
         """Read idle bits into `words`, same layout. 0 means accessed since, or not trackable."""
 
+    def set_idle_words(self, first: Pfns, masks: NDArray[np.uint64]) -> None:
+        """Mark frames idle in single words: bit i of masks[k] is frame first[k] + i. `first` is
+        uint64[n], sorted, multiples of 64, each once."""
+
+    def read_idle_words(self, first: Pfns, words: NDArray[np.uint64]) -> None:
+        """Read single words of idle bits into `words`; `first` as in `set_idle_words`."""
+
     def move_phys_pages(
         self,
         pfn: Pfns,

@@ -135,6 +135,39 @@ class IdleBitmap(_Opened):
                 return
             done += got
 
+    def write_words(self, first: Pfns, masks: NDArray[np.uint64]) -> None:
+        """Mark the frames of single words (sorted) idle, a call for each: to pass over the clear
+        bits between two blocks takes the kernel as long as another call."""
+        view, fd = masks.data.cast("B"), self.fd()
+        at = 0
+        try:
+            for position in _positions(first):
+                os.pwrite(fd, view[at : at + ENTRY], position)
+                at += ENTRY
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # the rest lies past the last frame as well
+                raise kernel_error(error, self.path) from None
+
+    def read_words(self, first: Pfns, words: NDArray[np.uint64]) -> None:
+        """Single words (sorted) into `words` (contiguous); 0 past the end of memory."""
+        view, fd = words.data.cast("B"), self.fd()
+        at = 0
+        try:
+            for position in _positions(first):
+                if not os.preadv(fd, [view[at : at + ENTRY]], position):
+                    view[at:] = bytes(len(view) - at)
+                    return
+                at += ENTRY
+        except OSError as error:
+            raise kernel_error(error, self.path) from None
+
+
+def _positions(first: Pfns) -> list[int]:
+    if np.any(first % np.uint64(IDLE_WORD_FRAMES)):
+        raise ValueError("a frame does not begin a word of the idle bitmap")
+    positions: list[int] = (first // np.uint64(8)).tolist()
+    return positions
+
 
 def _position(start: int) -> int:
     if start % IDLE_WORD_FRAMES:

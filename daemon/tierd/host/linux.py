@@ -176,6 +176,14 @@ class LinuxHost:
         """Read idle bits; see the Protocol."""
         self._idle.read(start, words)
 
+    def set_idle_words(self, first: Pfns, masks: NDArray[np.uint64]) -> None:
+        """Mark frames idle in single words; see the Protocol."""
+        self._idle.write_words(first, masks)
+
+    def read_idle_words(self, first: Pfns, words: NDArray[np.uint64]) -> None:
+        """Read single words of idle bits; see the Protocol."""
+        self._idle.read_words(first, words)
+
     # -- the two calls that move -------------------------------------------------------------
 
     def move_phys_pages(

@@ -150,7 +150,14 @@ class Machine:
     def mark(self, start: int, asked: NDArray[np.uint64], now: float) -> int:
         """Mark heads of user pages idle; returns how many."""
         index, part = self._words(start, len(asked))
-        asked = asked[part]
+        return self._mark(index, asked[part], now)
+
+    def mark_words(self, first: Pfns, asked: NDArray[np.uint64], now: float) -> int:
+        """The same for single words, first: uint64[n]."""
+        index, part = self._single_words(first)
+        return self._mark(index, asked[part], now)
+
+    def _mark(self, index: Indexes, asked: NDArray[np.uint64], now: float) -> int:
         able = asked & self._trackable(index)
         stale = np.flatnonzero((asked != 0) & ((self._idle[index] & ~able) != 0))
         if len(stale):
@@ -161,7 +168,16 @@ class Machine:
 
     def read(self, start: int, out: NDArray[np.uint64], now: float) -> tuple[int, int]:
         """Idle bits into `out`; returns how many frames were marked, and how many not."""
-        index, part = self._words(start, len(out))
+        return self._read(self._words(start, len(out)), out, now)
+
+    def read_words(self, first: Pfns, out: NDArray[np.uint64], now: float) -> tuple[int, int]:
+        """The same for single words, first: uint64[n]."""
+        return self._read(self._single_words(first), out, now)
+
+    def _read(
+        self, where: tuple[Indexes, Indexes], out: NDArray[np.uint64], now: float
+    ) -> tuple[int, int]:
+        index, part = where
         marked = _bits(self._idle[index])
         self._settle(index, now)
         out[:] = 0
@@ -176,7 +192,13 @@ class Machine:
         if at is not None:
             word = at[0] * _BLOCK_WORDS + at[1] // IDLE_WORD_FRAMES
             return np.arange(word, word + count), np.arange(count)
-        first = np.uint64(start) + np.arange(count, dtype=np.uint64) * np.uint64(64)
+        return self._single_words(
+            np.uint64(start) + np.arange(count, dtype=np.uint64) * np.uint64(IDLE_WORD_FRAMES)
+        )
+
+    def _single_words(self, first: Pfns) -> tuple[Indexes, Indexes]:
+        if np.any(first % np.uint64(IDLE_WORD_FRAMES)):
+            raise KernelError(errno.EINVAL, "not the first frame of a word", "page_idle")
         block = self.frames.locate(first)
         part = np.flatnonzero(block >= 0)
         within = (first[part] // np.uint64(IDLE_WORD_FRAMES)).astype(np.int64) % _BLOCK_WORDS

@@ -36,6 +36,7 @@ from tierd.host import (
     Pfns,
     PhysMove,
 )
+from tierd.host.kpage import GAP
 from tierd.host.machine import PAGE, Failures, Machine, Program, SimulationSpec
 from tierd.host.workload import Counts
 
@@ -264,7 +265,8 @@ class SimulatedHost:
     def flags(self, pfn: Pfns) -> NDArray[np.uint64]:
         """KPF_* bits per frame."""
         with self._kernel():
-            self._charge(self._costs.call + self._costs.flags * len(pfn))
+            calls = 1 + int(np.count_nonzero(np.diff(pfn) > GAP))
+            self._charge(self._costs.call * calls + self._costs.flags * len(pfn))
             return self.machine.flags(pfn)
 
     def flags_run(self, start: int, out: NDArray[np.uint64]) -> None:
@@ -299,6 +301,19 @@ class SimulatedHost:
             marked, rest = self.machine.read(start, words, self._clock.now())
             cost = self._costs.read * marked + self._costs.pass_over * rest
             self._charge(self._costs.call + cost)
+
+    def set_idle_words(self, first: Pfns, masks: NDArray[np.uint64]) -> None:
+        """Mark heads of user pages idle in single words; a call for each, as on Linux."""
+        with self._kernel():
+            marked = self.machine.mark_words(first, masks, self._clock.now())
+            self._charge(self._costs.call * len(first) + self._costs.mark * marked)
+
+    def read_idle_words(self, first: Pfns, words: NDArray[np.uint64]) -> None:
+        """Read single words of idle bits; a call for each, as on Linux."""
+        with self._kernel():
+            marked, rest = self.machine.read_words(first, words, self._clock.now())
+            cost = self._costs.read * marked + self._costs.pass_over * rest
+            self._charge(self._costs.call * len(first) + cost)
 
     def move_phys_pages(
         self,

@@ -32,6 +32,8 @@ HUGE: Final = 3
 """One folio of 512 pages."""
 MIXED: Final = 4
 """Anything else."""
+USED: Final = 5
+"""Some frame is in use; how the block is laid out is not known yet."""
 
 _JUDGE: Final = KPF.LRU | KPF.COMPOUND_TAIL | KPF.HUGE
 _ONES: Final = np.full(4096 // 8, np.uint64(2**64 - 1))
@@ -88,23 +90,6 @@ def mark_full(host: Host, starts: Pfns) -> None:
     """Mark all frames of some blocks (sorted) idle. Frames that are no head ignore it."""
     for begin, end in runs(starts):
         host.set_idle(int(starts[begin]), _ONES[: (end - begin) * WORDS])
-
-
-def mark_words(host: Host, first: Pfns, mask: Words) -> None:
-    """Mark the frames of `mask` idle in single words; first: uint64[k], their first frames.
-
-    Words that are near each other go in one call: the kernel passes over a clear bit in a
-    nanosecond or two, a call costs some hundred.
-    """
-    near = first // np.uint64(len(_ONES) * 64)
-    cuts = (np.flatnonzero(np.diff(near)) + 1).tolist()
-    for begin, end in zip([0, *cuts], [*cuts, len(first)], strict=True):
-        base = int(first[begin])
-        words = np.zeros((int(first[end - 1]) - base) // 64 + 1, np.uint64)
-        words[((first[begin:end] - np.uint64(base)) // np.uint64(64)).astype(np.intp)] = mask[
-            begin:end
-        ]
-        host.set_idle(base, words)
 
 
 def eligible(flags: NDArray[np.uint64]) -> Bools:
@@ -175,56 +160,65 @@ def _layout(
 def read_words(
     host: Host, starts: Pfns, word: NDArray[np.uint8], mask: Words, kind: NDArray[np.uint8]
 ) -> Seen:
-    """Read single words that `mark_words` marked: word w of the block at starts[i].
+    """Read single words whose frames in `mask` were marked: word w of the block at starts[i]
+    (sorted).
 
     The flags of a word are read where some of its marked frames read 0 and the block's layout
     does not vouch for them. `heads` and `user` are 0 where the look did not tell.
     """
     first = starts + word.astype(np.uint64) * np.uint64(64)
     idle = np.empty(len(starts), np.uint64)
-    for i, frame in enumerate(first.tolist()):
-        host.read_idle(frame, idle[i : i + 1])
+    host.read_idle_words(first, idle)
     idle &= mask
     looked = mask.copy()
-    new_kind = kind.copy()
-    heads = np.zeros(len(starts), np.uint16)
-    user = np.zeros(len(starts), np.uint16)
-    for i in np.flatnonzero((idle != mask) & (kind != SMALL)).tolist():
-        flags = np.empty(64, np.uint64)
-        host.flags_run(int(first[i]), flags)
-        good = np.packbits(eligible(flags), bitorder="little").view(np.uint64)[0]
-        looked[i] = mask[i] & (good | idle[i])
-        new_kind[i] = _hint(host, int(starts[i]), int(word[i]), flags, int(kind[i]))
-        if new_kind[i] == HUGE:
-            heads[i], user[i] = 1, BLOCK
+    new_kind = np.where(kind == UNKNOWN, USED, kind).astype(np.uint8)
+    doubtful = np.flatnonzero((idle != mask) & (kind != SMALL))
+    if len(doubtful):
+        flags = host.flags((first[doubtful, None] + _BITS).reshape(-1)).reshape(-1, 64)
+        heads = np.packbits(eligible(flags), axis=1, bitorder="little").view(np.uint64)[:, 0]
+        looked[doubtful] = mask[doubtful] & (heads | idle[doubtful])
+        new_kind[doubtful] = _hints(host, starts[doubtful], word[doubtful], flags, kind[doubtful])
+    huge = new_kind == HUGE
     bits = ((looked[:, None] >> _BITS) & np.uint64(1)).astype(np.bool_)
     hits = (((looked & ~idle)[:, None] >> _BITS) & np.uint64(1)).astype(np.bool_)
     seen = bits.sum(axis=1, dtype=np.uint32)
     share = (hits.sum(axis=1, dtype=np.uint32) * 255 // np.maximum(seen, 1)).astype(np.uint8)
     frames = first[:, None] + _BITS
-    return Seen(new_kind, heads, user, share, frames[bits], hits[bits].view(np.uint8))
+    return Seen(
+        new_kind,
+        huge.astype(np.uint16),
+        huge * np.uint16(BLOCK),
+        share,
+        frames[bits],
+        hits[bits].view(np.uint8),
+    )
 
 
-def _hint(host: Host, start: int, word: int, flags: NDArray[np.uint64], kind: int) -> int:
-    """What the flags of one word say about the whole block."""
+def _hints(
+    host: Host,
+    starts: Pfns,
+    word: NDArray[np.uint8],
+    flags: NDArray[np.uint64],
+    kind: NDArray[np.uint8],
+) -> NDArray[np.uint8]:
+    """uint8[k]: what the flags of one word of each block (uint64[k, 64]) say about its kind."""
+    heads = eligible(flags)
     tails = (flags & KPF.COMPOUND_TAIL).astype(np.bool_)
-    if word == 0 and np.all(tails[1:]) and eligible(flags[:1])[0]:
-        last = np.empty(1, np.uint64)
-        host.flags_run(start + BLOCK - 1, last)
-        return HUGE if last[0] & KPF.COMPOUND_TAIL else MIXED
-    if kind == HUGE:
-        return UNKNOWN  # it was split or is gone
-    if kind == UNKNOWN and not np.any(eligible(flags) | tails):
-        return EMPTY
-    return kind
+    # A huge page that does not show was split or is gone.
+    hint = np.where((kind == HUGE) | (kind == UNKNOWN), USED, kind)
+    hint[(kind == UNKNOWN) & ~np.any(heads | tails, axis=1)] = EMPTY
+    large = np.flatnonzero((word == 0) & heads[:, 0] & np.all(tails[:, 1:], axis=1))
+    if len(large):
+        last = host.flags(starts[large] + np.uint64(BLOCK - 1)) & KPF.COMPOUND_TAIL
+        hint[large] = np.where(last != 0, HUGE, MIXED)
+    return hint.astype(np.uint8)
 
 
 def occupied(host: Host, first: Pfns) -> Bools:
-    """bool[k]: whether any of the 8 frames from each of `first` on is on the LRU. For blocks
-    that were empty: have they filled?"""
-    found = np.zeros(len(first), np.bool_)
-    flags = np.empty(8, np.uint64)
-    for i, frame in enumerate(first.tolist()):
-        host.flags_run(frame, flags)
-        found[i] = bool(np.any(flags & KPF.LRU))
+    """bool[k]: whether any of the 8 frames from each of `first` (sorted) on is on the LRU. For
+    blocks that were empty: have they filled?"""
+    if not len(first):
+        return np.zeros(0, np.bool_)
+    flags = host.flags((first[:, None] + _RANGE[:8]).reshape(-1)).reshape(-1, 8)
+    found: Bools = np.any(flags & KPF.LRU, axis=1)
     return found

@@ -5,7 +5,9 @@ Three streams share the budget of a call:
 
 - *active* blocks, where some pages are accessed and some not or where something has changed:
   looked at in full, again and again, until they are calm;
-- the *sweep*: a few frames of every other block in turn, so that what becomes hot is found;
+- the *sweep*: a few frames of every other block in turn, so that what becomes hot is found. It
+  goes over all memory in `STRIDE` passes, each with every `STRIDE`-th block, and where it meets
+  something new it looks around: a hot set that is not scattered is found in a pass or two;
 - the *refresh*: every block in full in turn, for exact evidence about calm ones too.
 
 Where the budget covers every frame of the machine there is only the refresh. The window, which
@@ -25,25 +27,24 @@ from numpy.typing import NDArray
 from tierd.config import Sampling
 from tierd.host import Host
 from tierd.samplers import SampleBatch, SamplerStatus
+from tierd.samplers.idle_blocks import Active, Blocks, BlockTable
 from tierd.samplers.idle_looks import (
     BLOCK,
     EMPTY,
     HUGE,
     MIXED,
     UNKNOWN,
+    USED,
     Known,
     Seen,
     mark_full,
-    mark_words,
     occupied,
     read_full,
     read_words,
 )
 from tierd.samplers.idle_window import WindowTuner
-from tierd.samplers.rounds import Round
+from tierd.samplers.rounds import STRIDE, Round, in_turn
 from tierd.topology import Topology
-
-Blocks = NDArray[np.int64]
 
 GROUP_FULL: Final = 64
 """Blocks of one full look: 32,768 frames, one call of the bitmap and one SampleBatch."""
@@ -63,12 +64,25 @@ VERIFY_EVERY: Final = 4
 ACTIVE_SHARE: Final = 0.5
 SWEEP_SHARE: Final = 0.35
 """Of the budget; the refresh has the rest, and what one leaves over goes to the others."""
+SWEEP_MOST: Final = 0.75
+"""Of what the active blocks leave, the sweep has this much where its round takes longer than
+`ROUND_GOAL` otherwise: on a large host the refresh comes round once in hours anyway."""
+ROUND_GOAL: Final = 60.0
+"""Seconds."""
+AROUND_SHARE: Final = 0.3
+"""Of the sweep's part: for blocks around those that have become hot."""
 SLOW_SHARE: Final = 0.6
 """Of the active blocks' part: for those outside the fastest tier, which may be promoted."""
 AGEING: Final = 3
 """What an active block's promise (0 to 255) grows by for every call that it waits."""
 CHOICE: Final = 65_536
 """Active blocks among which the most promising are chosen at once."""
+MOST_ACTIVE: Final = 2 * CHOICE
+"""Blocks on the list of active ones."""
+
+_AROUND: Final = np.array([at for at in range(-STRIDE // 2, STRIDE // 2 + 1) if at])
+MOST_AROUND: Final = 16_384
+"""Blocks that may wait for being looked at out of turn."""
 
 UNIT_BLOCK: Final = 4.0
 """Cost of a full look beside that of its LRU frames."""
@@ -90,6 +104,9 @@ SLICES: Final = 256
 """Most slices of a stream in one call, so that choosing stays cheap on the largest host."""
 
 _EIGHT: Final = np.uint64(0x0101010101010101)
+
+_WORD_UNITS: Final = np.full(USED + 1, UNIT_WORD)
+_WORD_UNITS[[HUGE, EMPTY]] = UNIT_HUGE, UNIT_PEEK
 
 FIRST_COST: Final = 2e-6
 """CPU seconds per unit before anything was measured: what emulation takes, 5 times too much
@@ -115,30 +132,17 @@ class _Look:
 class PageIdleSampler:
     """`tierd.samplers.Sampler` over the idle bitmap. Not thread-safe, but may use threads.
 
-    State: 22 bytes per 2 MiB block and 8 for an active one, below 0.06 bytes per frame.
+    State: 2 bytes per 2 MiB block, 5 where it is a mixture of folios, and 1 MiB of lists.
     """
 
     name = "page_idle"
 
     def __init__(self, host: Host, topology: Topology, sampling: Sampling) -> None:
         self._host = host
-        spans = [
-            np.arange(span.start // BLOCK, -(-span.end // BLOCK), dtype=np.uint64)
-            for span in topology.spans
-        ]
-        first = np.concatenate(spans) * np.uint64(BLOCK)  # sorted, as spans are
-        self._first = first[np.append(True, first[1:] != first[:-1])]  # a block two spans share
-        count = len(self._first)
-        self._kind = np.full(count, UNKNOWN, np.uint8)
-        self._heads = np.full(count, BLOCK, np.uint16)
-        self._user = np.zeros(count, np.uint16)
-        self._share = np.zeros(count, np.uint8)
-        self._calm = np.zeros(count, np.uint8)
-        self._busy = np.zeros(count, np.bool_)
-        self._listed = np.zeros(count, np.bool_)
-        self._visit = np.zeros(count, np.uint32)
-        self._fast = np.isin(topology.node_of(self._first), topology.tiers[0].nodes)
-        self._active: Blocks = np.zeros(0, np.int64)
+        self._table = BlockTable(topology.spans, topology.tiers[0].nodes)
+        count = self._table.count
+        self._active = Active(self._table, MOST_ACTIVE)
+        self._around: Blocks = np.zeros(0, np.int64)
         self._turn = {"sweep": 0, "refresh": 0}
         self._flight: list[_Look] = []
         self._users = 0
@@ -231,82 +235,76 @@ class PageIdleSampler:
 
     def _read(self, look: _Look) -> Seen:
         """Only reads the state, so that threads may do it side by side."""
-        blocks = look.blocks
-        starts, kind = self._first[blocks], self._kind[blocks]
+        blocks, table = look.blocks, self._table
+        starts, kind = table.first(blocks), table.kind(blocks)
         if look.words is not None and look.masks is not None:
             return read_words(self._host, starts, look.words, look.masks, kind)
-        share = self._share[blocks].astype(np.uint16)
-        check = self._calm[blocks] % VERIFY_EVERY == VERIFY_EVERY - 1
+        share = table.share(blocks).astype(np.uint16)
+        check = table.calm(blocks) % VERIFY_EVERY == VERIFY_EVERY - 1
         trust = np.where(check | (share == 0), 0, np.minimum((share + DIFFERENT) * 2, BLOCK))
-        heads, user = self._heads[blocks], self._user[blocks]
+        heads, user = table.heads(blocks), table.pages(blocks)
         known = Known(kind, heads, user, trust.astype(np.uint16), check)
         return read_full(self._host, starts, known)
 
     def _apply(self, look: _Look, seen: Seen, now: float) -> SampleBatch:
         """Take over what a look told about its blocks."""
-        blocks = look.blocks
+        blocks, table = look.blocks, self._table
         self._count(blocks, -1)
-        before, fresh = self._share[blocks].astype(np.int16), self._kind[blocks] == UNKNOWN
+        before, kind = table.share(blocks).astype(np.int16), table.kind(blocks)
         share = seen.share.astype(np.int16)
         if look.words is None:
-            self._heads[blocks], self._user[blocks] = seen.heads, seen.user
             changed = np.abs(share - before) > DIFFERENT
+            mixture = seen.kind == MIXED
+            table.learn_layout(blocks[mixture], seen.heads[mixture], seen.user[mixture])
         else:
-            self._hear(blocks, seen, fresh)
             # A few frames cannot tell one mixed share from another, but they can tell that a
             # block is no longer wholly idle or wholly hot.
-            changed = ((before <= IDLE) & (share > 0)) | ((before >= HOT) & (share < HOT))
+            risen = (before <= IDLE) & (share > 0)
+            changed = risen | ((before >= HOT) & (share < HOT))
+            fresh = (kind == UNKNOWN) | (kind == USED)
             share = np.where(changed | fresh, share, before)
-        self._kind[blocks] = seen.kind
-        self._share[blocks] = share
-        calm = np.where(changed, 0, np.minimum(self._calm[blocks].astype(np.int16) + 1, 255))
-        self._calm[blocks] = calm
+            self._look_around(blocks[risen & (kind != EMPTY)])
+        table.learn(blocks, seen.kind, share.astype(np.uint8))
+        calm = table.settle(blocks, changed)
         mixed = (share > IDLE) & (share < HOT)
         active = (seen.kind != EMPTY) & (mixed | changed | ((share >= HOT) & (calm < CALM)))
-        self._list(blocks[active])
-        self._busy[blocks] = False
-        self._visit[blocks] = self._pass
+        table.release(blocks)
+        self._active.add(blocks[active], self._pass)
         self._count(blocks, +1)
         if look.fair:
             self._note(blocks)
         self._round.looked(len(seen.pfn))
         return SampleBatch(self.name, seen.pfn, seen.weight, look.marked, now)
 
+    def _look_around(self, blocks: Blocks) -> None:
+        """Something has become hot in these blocks: look at their neighbours out of turn."""
+        if len(blocks) and len(self._around) < MOST_AROUND:
+            near = np.unique((blocks[:, None] + _AROUND).reshape(-1))
+            near = near[(near >= 0) & (near < self._table.count)]
+            near = near[self._table.share(near) <= IDLE]
+            self._around = np.concatenate((self._around, near))
+
     def _count(self, blocks: Blocks, sign: int) -> None:
         """Keep the sums over all blocks: take some out before they change, add them after."""
-        heads = self._heads[blocks][self._kind[blocks] != UNKNOWN]
-        self._units += sign * float(self._full_units(blocks).sum())
-        self._users += sign * int(self._user[blocks].sum(dtype=np.int64))
-        pages = self._user[blocks] * (self._share[blocks] / 255)
-        fast = float(pages[self._fast[blocks]].sum())
+        table = self._table
+        kind, heads, user = table.kind(blocks), table.heads(blocks), table.pages(blocks)
+        self._units += sign * float(_full_units(kind, heads).sum())
+        self._users += sign * int(user.sum(dtype=np.int64))
+        pages = user * (table.share(blocks) / 255)
+        fast = float(pages[table.fast(blocks)].sum())
         self._accessed[True] += sign * fast
         self._accessed[False] += sign * (float(pages.sum()) - fast)
-        self._empties += sign * int(np.count_nonzero(self._kind[blocks] == EMPTY))
-        self._known += sign * int(heads.sum(dtype=np.int64))
+        self._empties += sign * int(np.count_nonzero(kind == EMPTY))
+        known = (kind != UNKNOWN) & (kind != USED)
+        self._known += sign * int(heads[known].sum(dtype=np.int64))
 
     def _note(self, blocks: Blocks) -> None:
         """Tell the tuner of the window about blocks that stand for all."""
-        share = self._share[blocks]
-        user = self._user[blocks].astype(np.float64)
+        share = self._table.share(blocks)
+        user = self._table.pages(blocks).astype(np.float64)
         mixed = (share > IDLE) & (share < HOT)
         pages = user * (share / 255)
         self._tuner.note(int(user.sum()), float(pages.sum()), float(pages[mixed].sum()))
-
-    def _hear(self, blocks: Blocks, seen: Seen, fresh: NDArray[np.bool_]) -> None:
-        """Folios and pages of blocks of which one word was read."""
-        told = seen.heads > 0
-        self._heads[blocks[told]], self._user[blocks[told]] = seen.heads[told], seen.user[told]
-        # Some frame of a block never seen in full is in use: take it for full until then.
-        guess = fresh & ~told & (seen.kind != EMPTY)
-        self._user[blocks[guess]] = BLOCK
-        empty = seen.kind == EMPTY
-        self._heads[blocks[empty]], self._user[blocks[empty]] = 0, 0
-
-    def _list(self, blocks: Blocks) -> None:
-        """Put blocks on the list of active ones, once."""
-        new = blocks[~self._listed[blocks]]
-        self._listed[new] = True
-        self._active = np.concatenate((self._active, new))
 
     def _learn(self, looks: list[_Look], seen: list[Seen], used: float) -> None:
         """Cost per unit from what marking and reading these looks really took."""
@@ -326,41 +324,54 @@ class PageIdleSampler:
 
     def _full_units(self, blocks: Blocks) -> NDArray[np.float64]:
         """float64[n]: what a full look at each block costs."""
-        kind = self._kind[blocks]
-        units = self._heads[blocks].astype(np.float64) + UNIT_BLOCK
-        units[kind == HUGE] = UNIT_HUGE
-        units[kind == EMPTY] = UNIT_PEEK
-        return units
+        return _full_units(self._table.kind(blocks), self._table.heads(blocks))
 
     def _word_units(self, blocks: Blocks) -> NDArray[np.float64]:
         """float64[n]: what a sparse look at each block costs."""
-        table = np.full(MIXED + 1, UNIT_WORD)
-        table[HUGE], table[EMPTY] = UNIT_HUGE, UNIT_PEEK
-        return table[self._kind[blocks]]
+        return _WORD_UNITS[self._table.kind(blocks)]
 
     def _begin(self, capacity: float) -> float:
         """Choose blocks worth `capacity` units and mark them; returns CPU seconds."""
         before = self._host.cpu_times()
         now = self._host.monotonic()
         if self._units <= capacity:
-            chosen, passed = self._next("refresh", capacity, self._full_units)
+            chosen, passed = self._next("refresh", capacity)
             self._round.passed(passed, now)
             self._mark(chosen, None, fair=True)
             return (self._host.cpu_times() - before).total
         active = self._next_active(capacity * ACTIVE_SHARE)
         left = capacity - float(self._full_units(active).sum())
         # The refresh chooses first: blocks that it takes need no sparse look.
-        kept = min(capacity * SWEEP_SHARE, UNIT_WORD * len(self._first))
-        refresh, _ = self._next("refresh", left - kept, self._full_units)
+        refresh, _ = self._next("refresh", left - self._for_sweep(capacity, left))
         left -= float(self._full_units(refresh).sum())
-        sweep, passed = self._next("sweep", left, self._word_units)
+        around = self._next_around(left * AROUND_SHARE)
+        left -= float(self._word_units(around).sum())
+        sweep, passed = self._next("sweep", left)
         self._round.passed(passed, now)
         left -= float(self._word_units(sweep).sum())
         active = np.concatenate((active, self._next_active(left)))
         self._mark(np.sort(active), None, fair=False)
+        self._mark(np.sort(around), self._pass, fair=False)
         self._mark(np.sort(sweep), self._pass, fair=True)
         self._mark(np.sort(refresh), None, fair=False)
         return (self._host.cpu_times() - before).total
+
+    def _for_sweep(self, capacity: float, left: float) -> float:
+        """Units that the refresh has to leave for the sweep."""
+        whole = UNIT_WORD * self._table.count
+        share = capacity * SWEEP_SHARE
+        if whole * self._gap > share * ROUND_GOAL:
+            share = max(share, left * SWEEP_MOST)
+        return min(share, whole)
+
+    def _next_around(self, capacity: float) -> Blocks:
+        """Blocks that wait for being looked at out of turn, worth at most `capacity`."""
+        waiting = np.unique(self._around)
+        waiting = waiting[~(self._table.busy(waiting) | self._table.listed(waiting))]
+        count = int(np.searchsorted(np.cumsum(self._word_units(waiting)), capacity, side="right"))
+        chosen, self._around = waiting[:count], waiting[count:]
+        self._table.take(chosen)
+        return chosen
 
     def _next_active(self, capacity: float) -> Blocks:
         """The most promising active blocks worth at most `capacity` units.
@@ -368,54 +379,61 @@ class PageIdleSampler:
         Promising is what may have to move: the more accessed outside the fastest tier, the
         less accessed inside. Each block gains by waiting, so that all have their turn.
         """
-        taken = self._busy[self._active]
-        waiting, held = self._active[~taken], self._active[taken]
-        front, later = waiting[:CHOICE], waiting[CHOICE:]
-        slow, slow_left = self._promising(front[~self._fast[front]], capacity * SLOW_SHARE)
+        front, since = self._active.front(CHOICE)
+        quick = self._table.fast(front)
+        slow, rest = self._promising(front, since, ~quick, capacity * SLOW_SHARE)
+        self._active.give_back(*rest)
         capacity -= float(self._full_units(slow).sum())
-        fast, fast_left = self._promising(front[self._fast[front]], capacity)
+        fast, rest = self._promising(front, since, quick, capacity)
+        self._active.give_back(*rest)
         chosen = np.concatenate((slow, fast))
-        self._active = np.concatenate((later, slow_left, fast_left, held))
-        self._listed[chosen] = False
-        self._busy[chosen] = True
+        self._table.list(chosen, False)
+        self._table.take(chosen)
         return chosen
 
-    def _promising(self, blocks: Blocks, capacity: float) -> tuple[Blocks, Blocks]:
-        """The best of `blocks`, all of one side, worth at most `capacity`; and the others."""
-        share = self._share[blocks].astype(np.int64)
-        promise = np.where(self._fast[blocks], 255 - share, share)
-        promise += AGEING * (self._pass - self._visit[blocks].astype(np.int64))
-        order = blocks[np.argsort(np.negative(promise), kind="stable")]
-        cost = np.cumsum(self._full_units(order))
+    def _promising(
+        self, front: Blocks, since: NDArray[np.int64], side: NDArray[np.bool_], capacity: float
+    ) -> tuple[Blocks, tuple[Blocks, NDArray[np.int64]]]:
+        """The best blocks of one side, worth at most `capacity`; and the others, with the turns
+        in which they came onto the list."""
+        blocks, since = front[side], since[side]
+        share = self._table.share(blocks).astype(np.int64)
+        promise = np.where(self._table.fast(blocks), 255 - share, share)
+        promise += AGEING * (self._pass - since)
+        order = np.argsort(np.negative(promise), kind="stable")
+        cost = np.cumsum(self._full_units(blocks[order]))
         count = int(np.searchsorted(cost, capacity, side="right"))
-        return order[:count], order[count:]
+        rest = order[count:]
+        return blocks[order[:count]], (blocks[rest], since[rest])
 
-    def _next(
-        self, stream: str, capacity: float, cost: Callable[[Blocks], NDArray[np.float64]]
-    ) -> tuple[Blocks, int]:
+    def _next(self, stream: str, capacity: float) -> tuple[Blocks, int]:
         """The next blocks in turn worth at most `capacity` units, and how many were passed."""
+        table, sweeping = self._table, stream == "sweep"
+        cost = self._word_units if sweeping else self._full_units
         chosen: list[Blocks] = []
-        count, passed = len(self._first), 0
+        count, passed = table.count, 0
         for _ in range(SLICES):
             if passed >= count:
                 break
             at = self._turn[stream]
             end = min(at + SLICE, count, at + count - passed)
-            free = np.arange(at, end)
-            busy = self._busy[free]
-            if stream == "sweep":
-                busy |= self._listed[free]
+            window = in_turn(count, at, end) if sweeping else np.arange(at, end)
+            skip = table.busy(window)
+            if sweeping:
+                skip |= table.listed(window)
             pause = min(max(self._empties // PEEKS, 1), 8)
-            rests = ((free + self._pass) % pause != 0) & (self._kind[free] == EMPTY)
-            free = free[~(busy | rests)]
-            total = np.cumsum(cost(free))
+            rests = ((window + self._pass) % pause != 0) & (table.kind(window) == EMPTY)
+            free = np.flatnonzero(~(skip | rests))
+            total = np.cumsum(cost(window[free]))
             fit = int(np.searchsorted(total, capacity, side="right"))
-            chosen.append(free[:fit])
-            self._busy[free[:fit]] = True
-            reached = end if fit == len(free) else int(free[fit])
+            chosen.append(window[free[:fit]])
+            table.take(chosen[-1])
+            reached = end if fit == len(free) else at + int(free[fit])
             passed += reached - at
-            if stream == "sweep":  # the others are looked at anyway, and count as well
-                self._note(np.setdiff1d(np.arange(at, reached), free, assume_unique=True))
+            if sweeping:  # the others are looked at anyway, and count as well
+                others = np.ones(reached - at, np.bool_)
+                others[free[free < reached - at]] = False
+                self._note(window[: reached - at][others])
             self._turn[stream] = reached % count
             if fit < len(free):
                 break
@@ -424,7 +442,7 @@ class PageIdleSampler:
 
     def _mark(self, blocks: Blocks, sparse: int | None, *, fair: bool) -> None:
         """Mark chosen blocks: `sparse` None in full, else in one word that it helps to choose."""
-        kind = self._kind[blocks]
+        kind = self._table.kind(blocks)
         filled = self._peek(blocks[kind == EMPTY])
         by_word = (kind == HUGE) | (sparse is not None)
         words = blocks[by_word & (kind != EMPTY)]
@@ -432,13 +450,13 @@ class PageIdleSampler:
         for at in range(0, len(full), GROUP_FULL):
             part = full[at : at + GROUP_FULL]
             before = self._host.cpu_times()
-            mark_full(self._host, self._first[part])
+            mark_full(self._host, self._table.first(part))
             self._launch(part, None, None, fair, before.total)
         for at in range(0, len(words), GROUP_WORDS):
             part = words[at : at + GROUP_WORDS]
             before = self._host.cpu_times()
             word, mask = self._choose_words(part, sparse or 0)
-            mark_words(self._host, self._first[part] + word * np.uint64(64), mask)
+            self._host.set_idle_words(self._table.first(part) + word * np.uint64(64), mask)
             self._launch(part, word.astype(np.uint8), mask, fair, before.total)
 
     def _launch(
@@ -459,12 +477,12 @@ class PageIdleSampler:
         """A word of each block and the frames to mark in it: 8 of 64, other ones each time. Of a
         huge page its head alone; of a block with larger folios multiples of 8, where heads are;
         of one with few of them the whole word."""
-        kind, heads = self._kind[blocks], self._heads[blocks]
+        kind, heads = self._table.kind(blocks), self._table.heads(blocks)
         mixer = blocks.astype(np.uint64) * np.uint64(0x9E3779B1) + np.uint64(turn * 0x85EBCA6B)
         mixer ^= mixer >> np.uint64(15)
         word = mixer & np.uint64(7)
         mask = np.left_shift(_EIGHT, mixer >> np.uint64(3) & np.uint64(7))
-        mask[(kind == MIXED) & (heads < BLOCK // 2)] = _EIGHT
+        mask[(kind == USED) | ((kind == MIXED) & (heads < BLOCK // 2))] = _EIGHT
         mask[(kind == MIXED) & (heads < BLOCK // 8)] = np.uint64(2**64 - 1)
         first = (kind == HUGE) | (kind == UNKNOWN)
         word[first] = 0
@@ -475,10 +493,19 @@ class PageIdleSampler:
     def _peek(self, empty: Blocks) -> Blocks:
         """Those of some empty blocks that have filled; the others are done with."""
         where = (empty * 37 + self._pass * 11) % (BLOCK // 8) * 8
-        found = occupied(self._host, self._first[empty] + where.astype(np.uint64))
+        found = occupied(self._host, self._table.first(empty) + where.astype(np.uint64))
         filled = empty[found]
         self._count(filled, -1)
-        self._kind[filled], self._heads[filled] = UNKNOWN, BLOCK
+        unknown = np.full(len(filled), UNKNOWN, np.uint8)
+        self._table.learn(filled, unknown, self._table.share(filled))
         self._count(filled, +1)
-        self._busy[empty[~found]] = False
+        self._table.release(empty[~found])
         return filled
+
+
+def _full_units(kind: NDArray[np.uint8], heads: NDArray[np.uint16]) -> NDArray[np.float64]:
+    """float64[n]: what a full look at blocks costs."""
+    units = heads.astype(np.float64) + UNIT_BLOCK
+    units[kind == HUGE] = UNIT_HUGE
+    units[kind == EMPTY] = UNIT_PEEK
+    return units

@@ -3,6 +3,29 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+STRIDE: Final = 16
+"""Passes of a sweep in a round."""
+
+_ORDER: Final = np.array([int(f"{at:04b}"[::-1], 2) for at in range(STRIDE)])
+"""Which blocks of each `STRIDE` a pass takes: at any time those taken are spread evenly."""
+
+
+def in_turn(count: int, at: int, end: int) -> NDArray[np.int64]:
+    """int64[end - at]: of `count` blocks those that a sweep takes as its `at`-th to `end`-th of a
+    round: every `STRIDE`-th, beginning elsewhere in each pass. `end` is at most `count`."""
+    whole, rest = divmod(count, STRIDE)
+    length = whole + (rest > _ORDER)  # blocks in each pass
+    begin = np.concatenate(([0], np.cumsum(length)))
+    turn = np.arange(at, end)
+    number = np.searchsorted(begin, turn, side="right") - 1
+    blocks: NDArray[np.int64] = (turn - begin[number]) * STRIDE + _ORDER[number]
+    return blocks
+
 
 class Round:
     """How far the present round over all blocks has come, and how the last one went."""

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is remembered of each 2 MiB block: `BlockTable`, and `Active`, the blocks in motion.
+
+On a host of 16 TiB there are eight million blocks, so a block has two bytes, and three more
+that are touched only where it is a mixture of folios.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tierd.host import Pfns, Span
+from tierd.samplers.idle_looks import BLOCK, HUGE, MIXED, SMALL, UNKNOWN, USED
+
+Blocks = NDArray[np.int64]
+"""Indexes of blocks, dense over all spans."""
+Bools = NDArray[np.bool_]
+
+_KIND: Final = np.uint8(0b0000_0111)
+_CALM: Final = np.uint8(0b0011_1000)
+_CALM_SHIFT: Final = np.uint8(3)
+_BUSY: Final = np.uint8(0b0100_0000)
+_LISTED: Final = np.uint8(0b1000_0000)
+
+MOST_CALM: Final = 7
+"""Beyond it the count of calm looks goes on at `_CALM_AGAIN`: what is done every fourth time
+goes on being done."""
+_CALM_AGAIN: Final = 4
+
+# By kind: folios and base pages where the kind says it all.
+_HEADS: Final = np.zeros(MIXED + 2, np.uint16)
+_HEADS[[UNKNOWN, SMALL, USED]] = BLOCK
+_HEADS[HUGE] = 1
+_PAGES: Final = np.zeros(MIXED + 2, np.uint16)
+_PAGES[[SMALL, HUGE, USED]] = BLOCK
+
+
+class BlockTable:
+    """State of all blocks of `spans` (sorted by start, disjoint). Not thread-safe, but may be
+    read by several threads."""
+
+    def __init__(self, spans: Sequence[Span], fast: Collection[int]) -> None:
+        """fast: the nodes of the fastest tier."""
+        begin, block, quick, count, done = [], [], [], 0, 0
+        for span in spans:
+            first = max(span.start // BLOCK, done)  # a block that two spans share
+            done = max(-(-span.end // BLOCK), first)
+            if done > first:
+                begin.append(count)
+                block.append(first)
+                quick.append(span.node in fast)
+                count += done - first
+        self.count = count
+        self._begin = np.array(begin, np.int64)
+        self._block = np.array(block, np.int64)
+        self._quick = np.array(quick, np.bool_)
+        # UNKNOWN is 0: memory is used once a block was looked at.
+        self._code = np.zeros(count, np.uint8)
+        self._share = np.zeros(count, np.uint8)
+        self._heads = np.zeros(count, np.uint16)
+        self._half = np.zeros(count, np.uint8)
+
+    # -- where a block is ------------------------------------------------------------------
+
+    def first(self, blocks: Blocks) -> Pfns:
+        """uint64[n]: first frame of each block."""
+        run = np.searchsorted(self._begin, blocks, side="right") - 1
+        return ((self._block[run] + blocks - self._begin[run]) * BLOCK).astype(np.uint64)
+
+    def fast(self, blocks: Blocks) -> Bools:
+        """bool[n]: whether each block is in the fastest tier."""
+        quick: Bools = self._quick[np.searchsorted(self._begin, blocks, side="right") - 1]
+        return quick
+
+    # -- what is known of it ---------------------------------------------------------------
+
+    def kind(self, blocks: Blocks) -> NDArray[np.uint8]:
+        """uint8[n]: UNKNOWN, EMPTY, ..."""
+        kind: NDArray[np.uint8] = self._code[blocks] & _KIND
+        return kind
+
+    def share(self, blocks: Blocks) -> NDArray[np.uint8]:
+        """uint8[n]: accessed share of what the last look saw, 0..255."""
+        share: NDArray[np.uint8] = self._share[blocks]
+        return share
+
+    def calm(self, blocks: Blocks) -> NDArray[np.uint8]:
+        """uint8[n]: looks in a row that told the same, 0..MOST_CALM."""
+        calm: NDArray[np.uint8] = (self._code[blocks] & _CALM) >> _CALM_SHIFT
+        return calm
+
+    def heads(self, blocks: Blocks) -> NDArray[np.uint16]:
+        """uint16[n]: folios on the LRU; as many as there can be where that is not known."""
+        kind = self.kind(blocks)
+        heads: NDArray[np.uint16] = np.where(kind == MIXED, self._heads[blocks], _HEADS[kind])
+        return heads
+
+    def pages(self, blocks: Blocks) -> NDArray[np.uint16]:
+        """uint16[n]: base pages in those folios, to a multiple of two; 0 where nothing is
+        known."""
+        kind = self.kind(blocks)
+        half = self._half[blocks].astype(np.uint16)
+        pages: NDArray[np.uint16] = np.where(kind == MIXED, half * np.uint16(2), _PAGES[kind])
+        return pages
+
+    def learn(self, blocks: Blocks, kind: NDArray[np.uint8], share: NDArray[np.uint8]) -> None:
+        """Take over what a look told."""
+        self._code[blocks] = (self._code[blocks] & ~_KIND) | kind
+        self._share[blocks] = share
+
+    def learn_layout(
+        self, blocks: Blocks, heads: NDArray[np.uint16], pages: NDArray[np.uint16]
+    ) -> None:
+        """Folios and base pages of MIXED blocks."""
+        self._heads[blocks] = heads
+        self._half[blocks] = np.minimum(pages // 2, 255)
+
+    def settle(self, blocks: Blocks, changed: Bools) -> NDArray[np.uint8]:
+        """Count a look that told something else (calm is 0 again) or the same; returns calm."""
+        calm = self.calm(blocks) + np.uint8(1)
+        calm[calm > MOST_CALM] = _CALM_AGAIN
+        calm[changed] = 0
+        self._code[blocks] = (self._code[blocks] & ~_CALM) | calm << _CALM_SHIFT
+        return calm
+
+    # -- what happens to it ----------------------------------------------------------------
+
+    def busy(self, blocks: Blocks) -> Bools:
+        """bool[n]: chosen for a look that was not read yet."""
+        busy: Bools = (self._code[blocks] & _BUSY) != 0
+        return busy
+
+    def listed(self, blocks: Blocks) -> Bools:
+        """bool[n]: in the list of active blocks."""
+        listed: Bools = (self._code[blocks] & _LISTED) != 0
+        return listed
+
+    def take(self, blocks: Blocks) -> None:
+        """They were chosen for a look."""
+        self._code[blocks] |= _BUSY
+
+    def release(self, blocks: Blocks) -> None:
+        """Their look was read."""
+        self._code[blocks] &= ~_BUSY
+
+    def list(self, blocks: Blocks, listed: bool) -> None:
+        """They have joined the list of active blocks, or left it."""
+        if listed:
+            self._code[blocks] |= _LISTED
+        else:
+            self._code[blocks] &= ~_LISTED
+
+
+class Active:
+    """Blocks that are looked at in full again and again, at most `most`: the longest waiting
+    first. A block that finds no room is found again by the sweep."""
+
+    def __init__(self, table: BlockTable, most: int) -> None:
+        self._table = table
+        self._most = most
+        self._block = np.zeros(0, np.int32)
+        self._since = np.zeros(0, np.uint32)
+        self._new: list[tuple[Blocks, int]] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, blocks: Blocks, turn: int) -> None:
+        """Put blocks on the list, each once; `turn` is the number of the present call."""
+        new = blocks[~self._table.listed(blocks)][: max(self._most - self._count, 0)]
+        if len(new):
+            self._table.list(new, True)
+            self._new.append((new, turn))
+            self._count += len(new)
+
+    def front(self, count: int) -> tuple[Blocks, NDArray[np.int64]]:
+        """Take the first `count` that are not being looked at off the list: blocks, and the
+        turns in which they came onto it. The caller gives back what it does not use."""
+        self._gather()
+        waiting = np.flatnonzero(~self._table.busy(self._block.astype(np.int64)))[:count]
+        blocks = self._block[waiting].astype(np.int64)
+        since = self._since[waiting].astype(np.int64)
+        keep = np.ones(len(self._block), np.bool_)
+        keep[waiting] = False
+        self._block, self._since = self._block[keep], self._since[keep]
+        self._count -= len(blocks)
+        return blocks, since
+
+    def give_back(self, blocks: Blocks, since: NDArray[np.int64]) -> None:
+        """What `front` gave and was not used, behind all others."""
+        self._block = np.concatenate((self._block, blocks.astype(np.int32)))
+        self._since = np.concatenate((self._since, since.astype(np.uint32)))
+        self._count += len(blocks)
+
+    def _gather(self) -> None:
+        blocks = [new.astype(np.int32) for new, _ in self._new]
+        since = [np.full(len(new), turn, np.uint32) for new, turn in self._new]
+        self._block = np.concatenate((self._block, *blocks))
+        self._since = np.concatenate((self._since, *since))
+        self._new.clear()
