@@ -63,13 +63,21 @@ SHIFT_NOISE: Final = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """One node. In frames; `low` and `high` are the headroom marks (free frames)."""
+    """One node. In frames; `low` and `high` are the headroom marks (free frames). `target`:
+    whether pages may be moved to it."""
 
     node: int
     total: int
     free: int
     low: int
     high: int
+    target: bool = True
+
+    @property
+    def spare(self) -> int:
+        """Free frames beyond the headroom that tierd may fill; negative below the mark."""
+        spare = self.free - self.high
+        return spare if self.target else min(spare, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +85,6 @@ class TierHeat:
     """One tier as the policy sees it. histogram: int64[LEVELS], level 0 unknown. expected and
     met: accesses of known frames in this cycle's looks, predicted from heat and seen."""
 
-    target: bool
     rooms: tuple[Room, ...]
     histogram: NDArray[np.int64]
     expected: float = 0.0
@@ -139,10 +146,7 @@ def decide(tiers: Sequence[TierHeat], cautions: Sequence[Caution]) -> tuple[Targ
                 threshold=level_state(level),
                 capacity=capacity,
                 need={room.node: _need(room) for room in tier.rooms},
-                room={
-                    room.node: max(room.free - room.high, 0) if tier.target else 0
-                    for room in tier.rooms
-                },
+                room={room.node: max(room.spare, 0) for room in tier.rooms},
                 margin=cautions[index].update(_foretold(tiers, index)),
                 changing=cautions[index].changing,
             )
@@ -163,7 +167,7 @@ def _capacity(tier: TierHeat) -> int:
     """Frames of heat-tracked memory that the tier can hold: those there, and what is free above
     the headroom. Memory that is in no sample (the kernel's own) is not ours to give."""
     known = int(tier.histogram[1:].sum())
-    spare = sum(room.free - room.high for room in tier.rooms)
+    spare = sum(room.spare for room in tier.rooms)
     most = sum(room.total - room.high for room in tier.rooms)
     return max(0, min(known + spare, most))
 

@@ -45,6 +45,13 @@ class TierInfo:
     target: bool
     """Whether pages may be moved to it."""
     why: str
+    avoid: tuple[int, ...] = ()
+    """Those of its nodes that are never a target."""
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """Its nodes that pages may be moved to."""
+        return tuple(n for n in self.nodes if n not in self.avoid) if self.target else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +106,12 @@ class Topology:
 
     def promotion_targets(self, node: int) -> tuple[int, ...]:
         """Nodes that pages of `node` may be promoted to, best first: the fastest tier first,
-        within a tier the nearest first. Only tiers that may be a target."""
+        within a tier the nearest first. Only nodes that may be a target."""
         return self._targets(node, range(self.tier_of(node)))
 
     def demotion_targets(self, node: int) -> tuple[int, ...]:
         """Nodes that pages of `node` may be demoted to, best first: the next slower tier first,
-        within a tier the nearest first. Only tiers that may be a target."""
+        within a tier the nearest first. Only nodes that may be a target."""
         tier = self.tier_of(node)
         return self._targets(node, range(tier + 1, len(self.tiers)) if tier >= 0 else ())
 
@@ -113,8 +120,7 @@ class Topology:
         return tuple(
             target
             for tier in tiers
-            if self.tiers[tier].target
-            for target in sorted(self.tiers[tier].nodes, key=lambda n: (near.get(n, 255), n))
+            for target in sorted(self.tiers[tier].targets, key=lambda n: (near.get(n, 255), n))
         )
 
 
@@ -161,7 +167,9 @@ def _configured(nodes: Sequence[Node], tiers: Sequence[Tier]) -> tuple[TierInfo,
     if not any(tier.target for tier in tiers):
         raise TopologyError("no tier may be a target: one at least needs target: true", 0)
     return tuple(
-        TierInfo(tier.name, tuple(tier.nodes), tier.target, "the policy puts it here")
+        TierInfo(
+            tier.name, tuple(tier.nodes), tier.target, "the policy puts it here", tuple(tier.avoid)
+        )
         for tier in tiers
     )
 

@@ -29,7 +29,7 @@ def tier(
 ) -> TierHeat:
     histogram = np.zeros(LEVELS, np.int64)
     histogram[5] = known
-    return TierHeat(target, (Room(0, 1000, free, 20, 40),), histogram)
+    return TierHeat((Room(0, 1000, free, 20, 40, target),), histogram)
 
 
 def test_below_the_low_mark_the_high_one_is_restored_and_nothing_comes_in() -> None:

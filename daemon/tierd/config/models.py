@@ -189,6 +189,18 @@ class Tier(Model):
     """NUMA nodes of this tier."""
     target: Flag = True
     """Whether pages may be moved to this tier. False leaves it a source only."""
+    avoid: tuple[NodeId, ...] = ()
+    """Nodes of this tier that pages are never moved to, but may be moved from."""
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        for index, node in enumerate(self.avoid):
+            if node not in self.nodes:
+                right = "one of " + ", ".join(map(str, self.nodes))
+                raise problem(("avoid", index), f"node {node} is not in this tier", right)
+        if self.target and set(self.avoid) == set(self.nodes):
+            raise problem(("avoid",), "leaves no node of the tier", "target: false")
+        return self
 
 
 class Sources(Model):

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -156,8 +157,11 @@ class Engine:
             here = [each for each in seen if each.node in tier.nodes]
             tiers.append(
                 TierHeat(
-                    target=tier.target,
-                    rooms=tuple(self._room(memory[n]) for n in tier.nodes if n in memory),
+                    rooms=tuple(
+                        self._room(memory[n], target=n in tier.targets)
+                        for n in tier.nodes
+                        if n in memory
+                    ),
                     histogram=self._heat.histogram(tier.nodes),
                     expected=sum(each.expected for each in here),
                     met=sum(each.met for each in here),
@@ -165,7 +169,7 @@ class Engine:
             )
         return tiers
 
-    def _room(self, memory: NodeMemory) -> Room:
+    def _room(self, memory: NodeMemory, *, target: bool) -> Room:
         """The headroom marks never lie below the kernel's own watermark."""
         page = self._host.page_size
         marks = self._config.migration.headroom
@@ -173,7 +177,7 @@ class Engine:
             int(max(memory.total * share, memory.high_watermark)) // page
             for share in (marks.low, marks.high)
         )
-        return Room(memory.node, memory.total // page, memory.free // page, low, high)
+        return Room(memory.node, memory.total // page, memory.free // page, low, high, target)
 
     def _plan(
         self, tally: Tally, tiers: Sequence[TierHeat], limits: Limits, now: float
@@ -182,14 +186,20 @@ class Engine:
         plans: list[MovePlan] = []
         resident = self._book.resident(self._heat)
         taken: Pfns = np.zeros(0, np.uint64)
+        filled: Counter[int] = Counter()  # frames of each node that the plans so far take
         for target in self._targets:
             hot, cold = self._scout.candidates(
                 target, limits, self._config.migration, now, cold_evidence=self._cold_evidence
             )
-            grants = self._book.grants(resident[target.fast], self._thrash.stopped)
-            ways = self._ways(target, tiers)
+            # Floors and caps are of the fastest tier, whatever lies below it.
+            grants = self._book.grants(
+                resident[target.fast], self._thrash.stopped, bounded=target.fast == 0
+            )
+            ways = self._ways(target, tiers, filled)
+            target = _with_less_room(target, filled)
             made = plan(target, hot.without(taken), cold.without(taken), grants, ways, limits)
             plans.append(made)
+            filled.update(_frames_by_node(made.demote))
             tally.skipped.update(made.skipped)
             limits = Limits(
                 limits.promote - int(made.promote.pages.sum()),
@@ -198,8 +208,9 @@ class Engine:
             taken = np.concatenate([taken, made.promote.pfn, made.demote.pfn])
         return plans
 
-    def _ways(self, target: Target, tiers: Sequence[TierHeat]) -> Ways:
-        """Promotion goes to the tier of `target`, demotion to any slower tier with room."""
+    def _ways(self, target: Target, tiers: Sequence[TierHeat], filled: Mapping[int, int]) -> Ways:
+        """Promotion goes to the tier of `target`, demotion to any slower tier with room that is
+        not `filled` by a plan already."""
         topology = self._topology
         fast = set(topology.tiers[target.fast].nodes)
         slow = {node for tier in topology.tiers[target.fast + 1 :] for node in tier.nodes}
@@ -213,7 +224,7 @@ class Engine:
             pieces=self._pieces.frames([room.node for room in tiers[target.fast].rooms]),
             # Not below half of the low mark: the slow tier takes allocations as well.
             room={
-                each.node: max(each.free - each.low // 2, 0)
+                each.node: max(each.free - each.low // 2 - filled.get(each.node, 0), 0)
                 for tier in tiers[target.fast + 1 :]
                 for each in tier.rooms
             },
@@ -281,6 +292,8 @@ class Engine:
         self._heat.move(old, new)
         opposite = Direction.DEMOTE if direction is Direction.PROMOTE else Direction.PROMOTE
         before = self._scout.moved[opposite].leave(old, now - self._waste_window)
+        # Between three tiers a page moves on in the same direction: its old frame is not it.
+        self._scout.moved[direction].leave(old, now - self._waste_window)
         back = ~np.isnan(before)
         if direction is Direction.DEMOTE:
             np.add.at(tally.waste.pages, owner[back], pages[back])
@@ -396,6 +409,20 @@ class Engine:
         if rate(state)[0] < threshold:
             return "promoted if there is free room: colder than the threshold"
         return "promoted: hotter than the threshold"
+
+
+def _frames_by_node(moves: Moves) -> dict[int, int]:
+    """Base pages that moves bring to each node."""
+    return {
+        node: int(moves.pages[moves.target == node].sum())
+        for node in np.unique(moves.target).tolist()
+    }
+
+
+def _with_less_room(target: Target, filled: Mapping[int, int]) -> Target:
+    """The same target, with what other plans take subtracted from its room."""
+    room = {node: max(frames - filled.get(node, 0), 0) for node, frames in target.room.items()}
+    return replace(target, room=room)
 
 
 def _fit_promotions(promote: Moves, demoted: MoveResult) -> Moves:

@@ -80,15 +80,23 @@ class OwnerBook:
         pages: NDArray[np.int64] = (self._share * np.array(known)[:, None]).astype(np.int64)
         return pages
 
-    def grants(self, resident: NDArray[np.int64], stopped: NDArray[np.bool_]) -> Owners:
-        """What the policy grants each class; resident: int64[classes + 1] in the fast tier."""
+    def grants(
+        self, resident: NDArray[np.int64], stopped: NDArray[np.bool_], *, bounded: bool
+    ) -> Owners:
+        """What the policy grants each class; resident: int64[classes + 1] in the faster tier.
+        `bounded`: by floors and caps, which are about the fastest tier only."""
         page = self._host.page_size
         rules = self.classes
         return Owners(
             resident=resident,
-            floor=np.array([(rule.floor or 0) // page for rule in rules] + [0], np.int64),
+            floor=np.array(
+                [(rule.floor or 0) // page if bounded else 0 for rule in rules] + [0], np.int64
+            ),
             cap=np.array(
-                [UNLIMITED if rule.cap is None else rule.cap // page for rule in rules]
+                [
+                    rule.cap // page if bounded and rule.cap is not None else UNLIMITED
+                    for rule in rules
+                ]
                 + [UNLIMITED],
                 np.int64,
             ),

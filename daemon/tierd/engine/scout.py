@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -74,13 +74,15 @@ class Scout:
         tiers = self._topology.tiers
         slow = [node for tier in tiers[target.fast + 1 :] for node in tier.nodes]
         fast = tiers[target.fast].nodes
-        wanted = SEARCH_SHARE * limits.promote if tiers[target.fast].target else 0
+        wanted = SEARCH_SHARE * limits.promote if tiers[target.fast].targets else 0
         hot = self._heat.hottest(slow, wanted, level_state(1), DOOR)
         due = SEARCH_SHARE * sum(target.need.values()) + len(hot)
         if self._book.classes:  # a class above its cap is due whatever the others do
             due = SEARCH_SHARE * limits.demote
         due = min(due, SEARCH_SHARE * limits.demote)
         cold = self._heat.coldest(fast, due) if cold_evidence and due else _NONE
+        if len(fast) > 1 and len(cold):
+            cold = self._add_nodes(cold, target.need, len(hot), due)
         hot_folios = self._describe(hot, slow, fast, Direction.PROMOTE, rules, now)
         if cold_evidence:
             cold = self._add_large(cold, fast, hot_folios)
@@ -89,17 +91,25 @@ class Scout:
             self._compare(hot_folios)
         return hot_folios, cold_folios
 
+    def _add_nodes(
+        self, cold: Candidates, need: Mapping[int, int], guests: int, most: int
+    ) -> Candidates:
+        """Victims on every node: the coldest of the tier may all lie on another one than that
+        which is short of room, or than the only one that a cpuset allows."""
+        each = [
+            self._heat.coldest([node], min(SEARCH_SHARE * pages + guests // len(need), most))
+            for node, pages in need.items()
+        ]
+        return _union([cold, *each])
+
     def _add_large(self, cold: Candidates, fast: Sequence[int], hot: Folios) -> Candidates:
         """Victims as large as the candidates, which may be few among the coldest frames."""
-        pfns, states = [cold.pfn], [cold.state]
-        for size, count in zip(
-            *np.unique(hot.pages[hot.pages > 1], return_counts=True), strict=True
-        ):
-            more = self._heat.coldest(fast, SEARCH_SHARE * int(count), align=int(size))
-            pfns.append(more.pfn)
-            states.append(more.state)
-        pfn, first = np.unique(np.concatenate(pfns), return_index=True)
-        return Candidates(pfn, np.concatenate(states)[first])
+        large = zip(*np.unique(hot.pages[hot.pages > 1], return_counts=True), strict=True)
+        more = [
+            self._heat.coldest(fast, SEARCH_SHARE * int(count), align=int(size))
+            for size, count in large
+        ]
+        return _union([cold, *more])
 
     def _describe(
         self,
@@ -156,3 +166,9 @@ class Scout:
         total = np.bincount(row, minlength=n)
         self.persists = 4 * np.bincount(row, again, n) >= 3 * total
         self._wanted = hot.pfn
+
+
+def _union(found: Sequence[Candidates]) -> Candidates:
+    """Each frame once."""
+    pfn, first = np.unique(np.concatenate([each.pfn for each in found]), return_index=True)
+    return Candidates(pfn, np.concatenate([each.state for each in found])[first])

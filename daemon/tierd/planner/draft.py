@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,6 +110,8 @@ class _Draft:
         # What a candidate is at least and a victim at most, at the margin's confidence.
         self.hot = _side(hot, weight, -self.margin.errors, descending=True)
         self.cold = _side(cold, weight, self.margin.errors, descending=False)
+        self.short = np.zeros(len(hot), np.bool_)
+        """Guests that beat no victim by the margin."""
         self._screen()
 
     def _screen(self) -> None:
@@ -195,7 +197,7 @@ class _Draft:
         for node in self.room:
             self.room[node] += freed.get(node, 0)
         rows = np.flatnonzero(self.hot.open & self._below_cap() & self._fits_somewhere())
-        self._place(self._within(Direction.PROMOTE, self.hot, rows))
+        self._place(self._within(Direction.PROMOTE, self.hot, rows), self.room)
 
     def _freed_beyond_need(self) -> dict[int, int]:
         """What demotions for caps free on nodes that are not short of headroom."""
@@ -219,12 +221,20 @@ class _Draft:
             result[mine & (taken > owners.cap[owner] - now[owner])] = False
         return result
 
-    def _place(self, rows: NDArray[np.intp], *, matched: bool = False) -> NDArray[np.intp]:
-        """Plan promotions of `rows`, in order, wherever there is room; returns those planned.
-        `matched`: their victims are as large as they are, so that the room is in one piece."""
+    @property
+    def _ranks(self) -> range:
+        """Choices of a promotion's target: 0 is the nearest node."""
+        return range(max(map(len, self.ways.promote.values()), default=0))
+
+    def _place(
+        self, rows: NDArray[np.intp], nodes: Iterable[int], *, matched: bool = False
+    ) -> NDArray[np.intp]:
+        """Plan promotions of `rows`, in order, to those of `nodes` that have room, the nearest
+        first; returns those planned. `matched`: their victims are as large as they are, so that
+        the room is in one piece."""
         hot = self.hot
-        for rank in range(max(map(len, self.ways.promote.values()), default=0)):
-            for node in self.room:
+        for rank in self._ranks:
+            for node in nodes:
                 fits = hot.allowed[node][rows] & (hot.target[rows] < 0)
                 fits &= _ranked(hot.node[rows], self.ways.promote, rank, node)
                 these = rows[fits] if matched else self._in_pieces(node, rows[fits])
@@ -270,15 +280,20 @@ class _Draft:
     def _exchange(
         self, hot_rows: NDArray[np.bool_], cold_rows: NDArray[np.bool_], *, own: bool
     ) -> None:
-        """On each node that has its headroom. `own`: within one class, one for one."""
-        for node in self.room:
-            if self._owed(node):
-                continue
-            victims = self.cold.open & cold_rows & (self.cold.node == node)
-            if not own:
-                victims &= self._above_floor(victims)
-            guests = hot_rows & self.hot.open & self.hot.allowed[node]
-            self._pair_sizes(node, guests, victims, own=own)
+        """On each node that has its headroom, each guest at its nearest first: another node may
+        have colder victims. `own`: within one class, one for one."""
+        self.short[:] = False
+        for rank in self._ranks:
+            for node in self.room:
+                if self._owed(node):
+                    continue
+                victims = self.cold.open & cold_rows & (self.cold.node == node)
+                if not own:
+                    victims &= self._above_floor(victims)
+                guests = hot_rows & self.hot.open & self.hot.allowed[node]
+                guests &= _ranked(self.hot.node, self.ways.promote, rank, node)
+                self._pair_sizes(node, guests, victims, own=own)
+        self.hot.refuse(self.short, Reason.MARGIN)
 
     def _owed(self, node: int) -> bool:
         """Whether the demotions planned do not restore the node's headroom."""
@@ -324,9 +339,7 @@ class _Draft:
         worst = victims[np.minimum(end, len(victims) - 1)]
         fine = np.logical_and.accumulate(enough & self._better(guests, worst))
         if not same:
-            refused = np.zeros(len(hot.pfn), np.bool_)
-            refused[guests[enough & ~fine]] = True
-            hot.refuse(refused, Reason.MARGIN)
+            self.short[guests[enough & ~fine]] = True
         guests = self._within(Direction.PROMOTE, hot, guests[fine])
         pages = int(hot.pages[guests].sum()) - room
         which = np.zeros(len(cold.pfn), np.bool_)
@@ -334,7 +347,7 @@ class _Draft:
         planned = self._demote(which, pages, own=own) if pages > 0 else victims[:0]
         room += int(cold.pages[planned].sum())
         self.room[node] += int(cold.pages[planned].sum())
-        placed = self._place(_prefix(hot.pages, guests, room), matched=same)
+        placed = self._place(_prefix(hot.pages, guests, room), (node,), matched=same)
         self._spare(node, planned, room - int(hot.pages[placed].sum()))
 
     def _better(self, guests: NDArray[np.intp], victims: NDArray[np.intp]) -> NDArray[np.bool_]:
