@@ -85,6 +85,7 @@ KINDS = {
     config.format_rate: "rate",
     config.format_duration: "duration",
     config.format_ratio: "share",
+    config.format_limit: "share or off",
 }
 
 

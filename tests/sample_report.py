@@ -54,7 +54,9 @@ SAMPLE = CycleReport(
     tokens={Direction.PROMOTE: 1000, Direction.DEMOTE: 2000},
     rate={Direction.PROMOTE: 200 * 2**20, Direction.DEMOTE: 100 * 2**20},
     threshold=0.25,
-    pressure=0.01,
+    pressure={"memory": 0.01, "cpu": 0.2, "io": 0.03},
+    back_off=0.5,
+    back_off_causes=("memory",),
     degraded=(),
 )
 

@@ -8,7 +8,7 @@ does not go back.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,9 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tierd.host import Pfns
-
-PRESSURE_HIGH: Final = 0.10
-"""Share of time in which tasks stall on memory (PSI, some avg10) above which moves slow down."""
 
 PRESSURE_FLOOR: Final = 1 / 16
 """Under pressure the rate halves each cycle, but never below this share: demotion is what
@@ -65,15 +62,19 @@ class TokenBucket:
         self._tokens = min(self._tokens, burst)
 
 
-class Pressure:
-    """Share of the rates that memory pressure leaves: halves while it is high, then recovers."""
+class BackOff:
+    """Share of the rates that pressure leaves: halves while any of it is high, then recovers."""
 
     def __init__(self) -> None:
         self.share = 1.0
+        self.causes: tuple[str, ...] = ()
+        """What was under too much pressure in the last cycle."""
 
-    def update(self, pressure: float | None) -> float:
-        """One cycle; `pressure` is PSI's "some avg10" as a ratio, None where there is none."""
-        if pressure is not None and pressure > PRESSURE_HIGH:
+    def update(self, pressure: Mapping[str, float], most: Mapping[str, float]) -> float:
+        """One cycle. pressure: PSI as ratios by resource, as far as it is known; most: what is
+        borne of each, resources that are not named do not matter."""
+        self.causes = tuple(name for name, limit in most.items() if pressure.get(name, 0.0) > limit)
+        if self.causes:
             self.share = max(self.share / 2, PRESSURE_FLOOR)
         else:
             self.share = min(self.share * RECOVERY, 1.0)
@@ -285,12 +286,17 @@ class Pieces:
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """What one cycle may spend. Bytes per direction; the rates those come from, bytes/s."""
+    """What one cycle may spend. Bytes per direction; the rates those come from, bytes/s.
+
+    share: what pressure leaves of the rates, 1 is all; causes: the resources that are under it.
+    """
 
     promote: int
     demote: int
     promote_rate: int
     demote_rate: int
+    share: float = 1.0
+    causes: tuple[str, ...] = ()
 
 
 class Budget:
@@ -302,7 +308,7 @@ class Budget:
         self._promote = TokenBucket(promote, promote * burst, now)
         self._demote = TokenBucket(demote, demote * burst, now)
         self._cpu = TokenBucket(cpu, cpu * 2 * interval, now)
-        self._pressure = Pressure()
+        self._back_off = BackOff()
 
     def limit(self, promote: int, demote: int, cpu: float, interval: float) -> None:
         """New limits between cycles; spent tokens stay spent."""
@@ -311,9 +317,11 @@ class Budget:
         self._demote.limit(demote, demote * burst)
         self._cpu.limit(cpu, cpu * 2 * interval)
 
-    def begin(self, now: float, pressure: float | None) -> Allowance:
-        """Let time pass up to this cycle and say what it may move."""
-        share = self._pressure.update(pressure)
+    def begin(
+        self, now: float, pressure: Mapping[str, float], most: Mapping[str, float]
+    ) -> Allowance:
+        """Let time pass up to this cycle and say what it may move; see `BackOff.update`."""
+        share = self._back_off.update(pressure, most)
         self._promote.refill(now, share)
         self._demote.refill(now, share)
         self._cpu.refill(now)
@@ -322,6 +330,8 @@ class Budget:
             demote=max(int(min(self._demote.tokens, self._demote.burst * share)), 0),
             promote_rate=int(self._promote.rate * share),
             demote_rate=int(self._demote.rate * share),
+            share=share,
+            causes=self._back_off.causes,
         )
 
     @property

@@ -81,6 +81,10 @@ def _status(doc: Mapping[str, Any], style: Style) -> Iterator[str]:
     text = f"{cycle['number']}, {took}, {cycle['overruns']} too long, {cycle['failures']} failed"
     yield from _labelled("cycle", text)
     yield from _labelled("hit ratio", percent(doc["hit_ratio"]))
+    if cycle["back_off"]:
+        causes = " and ".join(cycle["back_off_causes"]) or "recovering from"
+        text = f"{percent(cycle['back_off'])} of the rates are held back: {causes} pressure"
+        yield from map(style.warn, _labelled("back-off", text))
     if doc.get("metrics"):
         yield from _labelled("metrics", doc["metrics"])
     for reason in doc["degraded"]:

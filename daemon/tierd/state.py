@@ -157,7 +157,9 @@ def _cycle(state: State) -> dict[str, Any]:
         "duration": report.duration if report else None,
         "cpu_seconds": cpu,
         "threshold": report.threshold if report else None,
-        "pressure": report.pressure if report else None,
+        "pressure": dict(report.pressure) if report else None,
+        "back_off": report.back_off if report else None,
+        "back_off_causes": list(report.back_off_causes) if report else [],
     }
 
 

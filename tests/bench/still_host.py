@@ -105,8 +105,8 @@ class StillHost:
     ) -> PhysMove:
         return PhysMove(target.copy(), np.full(len(pfn), NO_PFN), len(pfn))
 
-    def pressure(self) -> float | None:
-        return None
+    def pressure(self, cgroup: str = "") -> Mapping[str, float]:
+        return {}
 
     def foreign_tierers(self) -> tuple[ForeignTierer, ...]:
         return ()

@@ -232,6 +232,8 @@ STATUS: dict[str, Any] = {
         "interval": 1.0,
         "overruns": 10000,
         "failures": 1234,
+        "back_off": 0.9375,
+        "back_off_causes": ["memory", "cpu", "io"],
     },
     "tiers": [
         {

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pytest
@@ -48,6 +48,7 @@ class Machine:
         self.refuse: set[int] = set()
         self.groups: tuple[Cgroup, ...] = ()
         self.looks = 0
+        self.psi: dict[str, dict[str, float]] = {}
 
     def fill(self, node: int, count: int, first: int, cgroup: int = 0) -> None:
         """Put pages first..first+count-1 on a node."""
@@ -89,8 +90,8 @@ class Machine:
     def cgroup_inodes(self, pfn: Pfns) -> np.ndarray:
         return self.cgroup[pfn.astype(int) - self.base]
 
-    def pressure(self) -> float | None:
-        return 0.0
+    def pressure(self, cgroup: str = "") -> Mapping[str, float]:
+        return self.psi.get(cgroup, {})
 
     def monotonic(self) -> float:
         return self.now
@@ -201,6 +202,62 @@ def test_headroom_is_restored_from_the_coldest() -> None:
     free = machine.node_memory()[FAST].free
     assert reports[-1].tiers[0].headroom_low <= free <= reports[-1].tiers[0].headroom_high + 4096
     assert machine.on(FAST, np.arange(2000)) == 2000
+
+
+def test_under_pressure_less_is_moved_and_what_stays_is_counted() -> None:
+    machine = Machine()
+    machine.fill(SLOW, 1600, 0)
+    machine.hot[:1024] = True
+    limits = {"promote": "1MiB/s", "back_off": {"memory": "10%"}}
+    engine = engine_for(machine, migration=limits)
+    machine.psi[""] = {"memory": 0.5}
+    reports = run(engine, machine, 6)
+    assert [report.back_off for report in reports] == [0.5, 0.75, 0.875, *[0.9375] * 3]
+    assert reports[-1].back_off_causes == ("memory",)
+    assert moved(reports[-1:], Direction.PROMOTE) == 16  # 1/16 of 256 pages
+    assert reports[-1].skipped[Direction.PROMOTE, Reason.PRESSURE] > 0
+    assert not reports[-1].skipped.get((Direction.PROMOTE, Reason.BUDGET))
+    machine.psi[""] = {"memory": 0.01}
+    reports = run(engine, machine, 14)
+    assert reports[-1].back_off == 0
+    assert machine.on(FAST, np.arange(1024)) == 1024
+
+
+def test_the_pressure_of_a_cgroup_counts_where_the_policy_names_one() -> None:
+    machine = Machine()
+    machine.fill(SLOW, 100, 0)
+    machine.psi = {"": {"cpu": 0.9}, "db": {"cpu": 0.2}}
+    of = {"back_off": {"cpu": "50%", "cgroup": "db"}}
+    engine = engine_for(machine, migration=of)
+    assert run(engine, machine, 1)[0].back_off == 0
+    machine.psi["db"] = {"cpu": 0.6}
+    report = run(engine, machine, 1)[0]
+    assert (report.back_off_causes, report.degraded) == (("cpu",), ())
+    del machine.psi["db"]
+    (reason,) = run(engine, machine, 1)[0].degraded
+    assert "cgroup db" in reason
+
+
+def test_a_page_stays_for_the_minimum_residency() -> None:
+    """Its program stops using it at once, and others want its place."""
+    machine = Machine()
+    machine.fill(FAST, 3900, 2000)
+    machine.fill(SLOW, 1600, 0)
+    machine.hot[:256] = True
+    engine = engine_for(machine, migration={"min_residency": "8s"})
+    run(engine, machine, 4)
+    assert machine.on(FAST, np.arange(256)) == 256
+    promoted = machine.now
+    machine.hot[:] = False
+    machine.hot[2000:] = True
+    machine.hot[512:1024] = True
+    kept = []
+    while machine.now < promoted + 20:
+        run(engine, machine, 1)
+        kept.append((machine.now, machine.on(FAST, np.arange(256))))
+    # The first of them came two cycles before `promoted` at the earliest.
+    assert all(count == 256 for when, count in kept if when <= promoted + 8 - 3)
+    assert kept[-1][1] < 256
 
 
 def test_a_move_the_kernel_refuses_is_counted_once_under_its_reason() -> None:

@@ -12,10 +12,10 @@ from tierd.governor import (
     LEDGER_LIMIT,
     PIECES_LEAST,
     PRESSURE_FLOOR,
+    BackOff,
     Budget,
     Ledger,
     Pieces,
-    Pressure,
     Thrash,
     TokenBucket,
 )
@@ -45,26 +45,71 @@ def test_a_debt_is_paid_before_the_next_byte() -> None:
     assert bucket.tokens == -5
 
 
+MOST = {"memory": 0.1}
+
+
 def test_pressure_halves_the_rate_and_lets_it_recover() -> None:
-    pressure = Pressure()
-    assert pressure.update(None) == 1.0
-    assert pressure.update(0.5) == 0.5
+    back_off = BackOff()
+    assert back_off.update({}, MOST) == 1.0
+    assert back_off.update({"memory": 0.5}, MOST) == 0.5
+    assert back_off.causes == ("memory",)
     for _ in range(20):
-        pressure.update(0.5)
-    assert pressure.share == PRESSURE_FLOOR
+        back_off.update({"memory": 0.5}, MOST)
+    assert back_off.share == PRESSURE_FLOOR
     for _ in range(20):
-        pressure.update(0.0)
-    assert pressure.share == 1.0
+        back_off.update({"memory": 0.0}, MOST)
+    assert back_off.share == 1.0
+    assert back_off.causes == ()
+
+
+def test_only_the_resources_that_the_policy_names_matter() -> None:
+    high = {"memory": 0.9, "cpu": 0.9, "io": 0.9}
+    back_off = BackOff()
+    assert back_off.update(high, {}) == 1.0
+    assert back_off.update(high, {"io": 0.95}) == 1.0
+    back_off.update(high, {"io": 0.5, "cpu": 0.5})
+    assert back_off.causes == ("io", "cpu")
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 3), st.floats(0, 1), st.floats(0, 1), st.integers(0, 5000)),
+        min_size=1,
+        max_size=60,
+    )
+)
+def test_whatever_the_pressure_no_stretch_moves_more_than_rate_and_burst(
+    steps: list[tuple[float, float, float, int]],
+) -> None:
+    """Each step: seconds passed, pressure, its limit, bytes wanted."""
+    rate, interval = 1000, 1.0
+    budget = Budget(rate, rate, 0.1, interval, 0.0)
+    now, spent = 0.0, [(0.0, 0)]
+    for gap, pressure, most, wanted in steps:
+        now += gap
+        allowance = budget.begin(now, {"memory": pressure}, {"memory": most})
+        assert PRESSURE_FLOOR <= allowance.share <= 1
+        assert allowance.promote_rate <= rate
+        used = min(wanted, allowance.promote)
+        budget.spent(used, 0, 0.0)
+        spent.append((now, used))
+    for i in range(len(spent)):
+        total = 0
+        for when, used in spent[i:]:
+            total += used
+            # Bytes are whole: each refill may round by one.
+            assert total <= rate * (when - spent[i][0]) + rate + 1
 
 
 def test_the_allowance_follows_rate_pressure_and_what_was_spent() -> None:
     budget = Budget(1000, 500, 0.1, 1.0, 0.0)
-    first = budget.begin(0.0, None)
+    first = budget.begin(0.0, {}, MOST)
     assert (first.promote, first.demote) == (1000, 500)
     budget.spent(1000, 100, 0.05)
-    second = budget.begin(1.0, 0.9)
+    second = budget.begin(1.0, {"memory": 0.9}, MOST)
     assert (second.promote, second.demote) == (500, 250)
     assert second.promote_rate == 500
+    assert (second.share, second.causes) == (0.5, ("memory",))
     assert budget.tokens == (500, 500)
 
 
@@ -72,9 +117,9 @@ def test_cpu_that_was_used_is_missing_in_the_next_cycles() -> None:
     budget = Budget(1, 1, 0.1, 1.0, 0.0)
     assert budget.cpu == pytest.approx(0.2)
     budget.spent(0, 0, 0.5)
-    budget.begin(1.0, None)
+    budget.begin(1.0, {}, {})
     assert budget.cpu == 0.0
-    budget.begin(5.0, None)
+    budget.begin(5.0, {}, {})
     assert budget.cpu == pytest.approx(0.2)
 
 

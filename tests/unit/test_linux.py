@@ -407,7 +407,7 @@ def test_features_that_are_there(tmp_path: Path) -> None:
     named(tmp_path)
     found = host(tmp_path)
     assert [entry for entry in found.capabilities() if not entry.available] == []
-    assert found.pressure() == pytest.approx(0.125)
+    assert found.pressure() == {"memory": pytest.approx(0.125)}
 
 
 def test_kpagecgroup_is_of_no_use_when_the_controller_is_elsewhere(tmp_path: Path) -> None:
@@ -417,8 +417,26 @@ def test_kpagecgroup_is_of_no_use_when_the_controller_is_elsewhere(tmp_path: Pat
     assert "memory controller is not on cgroup v2" in entry.reason
 
 
+def test_pressure_of_a_cgroup_by_resource(tmp_path: Path) -> None:
+    line = "some avg10=%s avg60=0.00 avg300=0.00 total=0\nfull avg10=0.00\n"
+    make_tree(
+        tmp_path,
+        {
+            "proc/pressure/cpu": line % "50.00",
+            "cgroup/system.slice/memory.pressure": line % "1.00",
+            "cgroup/system.slice/io.pressure": line % "3.25",
+        },
+    )
+    assert host(tmp_path).pressure() == {"cpu": pytest.approx(0.5)}
+    assert host(tmp_path).pressure("system.slice") == {
+        "memory": pytest.approx(0.01),
+        "io": pytest.approx(0.0325),
+    }
+    assert host(tmp_path).pressure("no.slice") == {}
+
+
 def test_no_pressure_is_none(tmp_path: Path) -> None:
-    assert host(tmp_path).pressure() is None
+    assert host(tmp_path).pressure() == {}
 
 
 def test_cgroups_inherit_a_missing_cpuset(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_what_is_gone_is_no_longer_exported() -> None:
     """A class that the new policy does not name, a node that was unplugged."""
     exporter = Exporter(None)
     exporter.publish(report())
-    exporter.publish(report(classes=(), tiers=(tier("dram", 0, 2**30, 0),), pressure=None))
+    exporter.publish(report(classes=(), tiers=(tier("dram", 0, 2**30, 0),), pressure={}))
     reading = read(exporter)
     assert reading.labels("tierd_class_resident_bytes") == []
     assert reading.labels("tierd_tier_node_info") == [{"tier": "dram", "node": "0"}]
@@ -172,6 +172,7 @@ def test_label_names_are_bounded() -> None:
     """No label can hold a page frame, a process, or a cgroup that nobody configured."""
     allowed = {
         "bucket", "capability", "class", "mode", "mover", "node", "phase", "python", "reason",
+        "resource",
         "sampler", "source_node", "target_node", "tier", "version",
     }  # fmt: skip
     assert {label for metric in METRICS.values() for label in metric.labels} <= allowed

@@ -7,7 +7,7 @@ import itertools
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -51,12 +51,12 @@ class Plug(SimulatedHost):
         every = super().nodes()
         return every[:-1] if self.unplugged else every
 
-    def pressure(self) -> float | None:
+    def pressure(self, cgroup: str = "") -> Mapping[str, float]:
         # Asked once per cycle.
         self.sleep(self.delay)
         if self.error is not None:
             raise self.error
-        return super().pressure()
+        return super().pressure(cgroup)
 
 
 class Bench:

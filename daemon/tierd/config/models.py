@@ -6,6 +6,7 @@ The descriptions here are the source of the JSON schema and of the reference man
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ _SIZE_PATTERN: Final = r"^[0-9]+(\.[0-9]+)?(B|KiB|MiB|GiB|TiB)$"
 _RATE_PATTERN: Final = r"^[0-9]+(\.[0-9]+)?(B|KiB|MiB|GiB|TiB)/s$"
 _DURATION_PATTERN: Final = r"^[0-9]+(\.[0-9]+)?(ms|s|min|h)$"
 _RATIO_PATTERN: Final = r"^[0-9]+(\.[0-9]+)?%$"
+_LIMIT_PATTERN: Final = r"^(off|[0-9]+(\.[0-9]+)?%)$"
 
 
 class _TooLarge(ValueError):
@@ -75,6 +77,16 @@ def parse_duration(value: object) -> float:
     if isinstance(value, bool) or not match:
         raise ValueError("expected a duration with its unit, such as 1s, 200ms or 5min")
     return float(match[1]) * _SECONDS[match[2]]
+
+
+def parse_limit(value: object) -> float:
+    """Ratio of "10%", infinity of "off"."""
+    if str(value).strip() == "off":
+        return math.inf
+    try:
+        return parse_ratio(value)
+    except ValueError as error:
+        raise ValueError(f"{error}, or off") from None
 
 
 def parse_ratio(value: object) -> float:
@@ -114,6 +126,11 @@ def format_ratio(value: float) -> str:
     return f"{value * 100:g}%"
 
 
+def format_limit(value: float) -> str:
+    """ "10%" of a ratio, "off" of infinity."""
+    return "off" if math.isinf(value) else format_ratio(value)
+
+
 @dataclass(frozen=True, slots=True)
 class Unit:
     """Marks a field whose text carries a unit; how its value is written back."""
@@ -130,6 +147,7 @@ Size = Annotated[int, *_unit(parse_size, format_size, _SIZE_PATTERN, "4GiB")]
 Rate = Annotated[int, *_unit(parse_rate, format_rate, _RATE_PATTERN, "200MiB/s")]
 Duration = Annotated[float, *_unit(parse_duration, format_duration, _DURATION_PATTERN, "1s")]
 Ratio = Annotated[float, *_unit(parse_ratio, format_ratio, _RATIO_PATTERN, "3%")]
+Limit = Annotated[float, *_unit(parse_limit, format_limit, _LIMIT_PATTERN, "10%")]
 
 # Not lax: pydantic would take the text "off" for false and "010" for 10.
 Flag = Annotated[bool, Strict()]
@@ -269,6 +287,31 @@ class Headroom(Model):
         return self
 
 
+class BackOff(Model):
+    memory: Limit = 0.10
+    """Share of time in which some task waits for memory (PSI, 10 seconds) above which moves slow
+    down: each cycle halves the rates, down to a sixteenth, until it is over. Or off."""
+    cpu: Limit = math.inf
+    """The same for waiting for a CPU, which is the ordinary state of a busy host."""
+    io: Limit = math.inf
+    """The same for waiting for input and output."""
+    cgroup: str = ""
+    """Path of the cgroup whose pressure counts, such as system.slice; empty for the whole host."""
+
+    @model_validator(mode="after")
+    def _relative(self) -> Self:
+        if self.cgroup.startswith("/") or ".." in self.cgroup.split("/"):
+            right = "a path relative to the cgroup root, without the leading / and without .."
+            raise problem(("cgroup",), f"{self.cgroup!r} is no path of a cgroup", right)
+        return self
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """What is borne of each resource that matters."""
+        every = {"memory": self.memory, "cpu": self.cpu, "io": self.io}
+        return {name: limit for name, limit in every.items() if math.isfinite(limit)}
+
+
 class Migration(Model):
     movers: Movers = Movers()
     """How pages are moved: auto, required or off for each way."""
@@ -278,6 +321,8 @@ class Migration(Model):
     """Most bytes per second out of the fast tier."""
     headroom: Headroom = Headroom()
     """Free room kept on fast nodes so that new allocations land there."""
+    back_off: BackOff = BackOff()
+    """Pressure under which moves slow down."""
     min_residency: Duration = 10.0
     """A page that was moved stays at least this long before it is moved back."""
     respect_mempolicy: Flag = True

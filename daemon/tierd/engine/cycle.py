@@ -85,8 +85,11 @@ class Engine:
         host = self._host
         self._number += 1
         tally = Tally(len(self._config.classes))
-        now = Circumstances(self._mode(paused), host.monotonic(), host.pressure())
-        allowance = self._budget.begin(now.started, now.pressure)
+        rules = self._config.migration.back_off
+        pressure = host.pressure(rules.cgroup)
+        now = Circumstances(self._mode(paused), host.monotonic(), pressure)
+        allowance = self._budget.begin(now.started, pressure, rules.limits)
+        now.back_off, now.causes = 1 - allowance.share, allowance.causes
         now.rate[Direction.PROMOTE] = allowance.promote_rate
         now.rate[Direction.DEMOTE] = allowance.demote_rate
         at = host.cpu_times()
@@ -98,7 +101,11 @@ class Engine:
         self._book.refresh()
         self._book.draw(self._heat)
         at = self._clock(tally, "heat", at)
-        limits = Limits(allowance.promote // host.page_size, allowance.demote // host.page_size)
+        limits = Limits(
+            allowance.promote // host.page_size,
+            allowance.demote // host.page_size,
+            Reason.BUDGET if allowance.share == 1 else Reason.PRESSURE,
+        )
         plans = self._plan(tally, tiers, limits, now.started)
         at = self._clock(tally, "plan", at)
         for index, each in enumerate(plans):
@@ -204,6 +211,7 @@ class Engine:
             limits = Limits(
                 limits.promote - int(made.promote.pages.sum()),
                 limits.demote - int(made.demote.pages.sum()),
+                limits.why,
             )
             taken = np.concatenate([taken, made.promote.pfn, made.demote.pfn])
         return plans
@@ -351,8 +359,17 @@ class Engine:
             rate=now.rate,
             threshold=target.rate / tally.window if tally.window > 0 else 0.0,
             pressure=now.pressure,
-            degraded=self._degraded,
+            back_off=now.back_off,
+            back_off_causes=now.causes,
+            degraded=self._degraded + self._blind(now),
         )
+
+    def _blind(self, now: Circumstances) -> tuple[str, ...]:
+        """A reason to be degraded where the pressure that the policy names cannot be read."""
+        cgroup = self._config.migration.back_off.cgroup
+        if not cgroup or now.pressure:
+            return ()
+        return (f"no pressure of cgroup {cgroup} can be read, moves do not back off",)
 
     def _class_reports(self, tally: Tally) -> tuple[ClassReport, ...]:
         page = self._host.page_size

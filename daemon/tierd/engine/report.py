@@ -101,7 +101,12 @@ class CycleReport:
     """Bytes per second that each direction may use."""
     threshold: float
     """Heat (accesses per second) above which a frame belongs in the fast tier."""
-    pressure: float | None
+    pressure: Mapping[str, float]
+    """PSI as ratios by resource, as far as the kernel has it."""
+    back_off: float
+    """Part of the rates that is held back because of pressure, 0..1."""
+    back_off_causes: tuple[str, ...]
+    """Resources whose pressure is too high."""
     degraded: tuple[str, ...]
     """Why less is done than the policy asks for; empty when all is well."""
 

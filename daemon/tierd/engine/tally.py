@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -137,14 +137,16 @@ def hit_ratio(tiers: Sequence[TierHeat]) -> float | None:
     return expected[0] / sum(expected) if sum(expected) else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Circumstances:
     """What else a report says about its cycle."""
 
     mode: str
     started: float
-    pressure: float | None
+    pressure: Mapping[str, float]
     rate: dict[Direction, int] = field(default_factory=dict)
+    back_off: float = 0.0
+    causes: tuple[str, ...] = ()
 
 
 def _count(

@@ -32,6 +32,10 @@ IDLE_WORD_FRAMES: Final = 64
 """Frames in one word of the idle bitmap (Documentation/admin-guide/mm/idle_page_tracking.rst)."""
 
 
+PRESSURES: Final = ("memory", "cpu", "io")
+"""What a task can wait for, as PSI has it (Documentation/accounting/psi.rst)."""
+
+
 class KPF:
     """Bits of a kpageflags entry (include/uapi/linux/kernel-page-flags.h, and for RESERVED and
     MLOCKED include/linux/kernel-page-flags.h), as masks."""
@@ -268,8 +272,9 @@ class Host(Protocol):
         Raises KernelError when the kernel refuses the call as a whole.
         """
 
-    def pressure(self) -> float | None:
-        """Memory PSI, "some avg10" as a ratio; None where the kernel has none."""
+    def pressure(self, cgroup: str = "") -> Mapping[str, float]:
+        """PSI, "some avg10" as a ratio, by resource: memory, cpu, io. Of the cgroup at that path,
+        or of the whole host. What cannot be read is left out."""
 
     def foreign_tierers(self) -> tuple[ForeignTierer, ...]:
         """Who else moves pages between nodes here now."""

@@ -10,7 +10,6 @@ import ctypes
 import errno
 import os
 import platform
-import re
 import resource
 import threading
 import time
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from tierd.host import (
     NO_PFN,
+    PRESSURES,
     Capability,
     Cgroup,
     CpuTimes,
@@ -139,11 +139,15 @@ class LinuxHost:
         """Bytes per node that are charged to a cgroup."""
         return sysfs.cgroup_memory(self._cgroup, path)
 
-    def pressure(self) -> float | None:
-        """PSI of memory, "some avg10" (Documentation/accounting/psi.rst), as a ratio."""
-        text = sysfs.read_text(self._proc / "pressure/memory") or ""
-        found = re.search(r"^some avg10=([0-9.]+)", text, flags=re.MULTILINE)
-        return float(found[1]) / 100 if found else None
+    def pressure(self, cgroup: str = "") -> Mapping[str, float]:
+        """PSI, "some avg10" (Documentation/accounting/psi.rst), as ratios by resource."""
+        if cgroup:
+            base = self._cgroup / cgroup
+            files = {name: base / f"{name}.pressure" for name in PRESSURES}
+        else:
+            files = {name: self._proc / "pressure" / name for name in PRESSURES}
+        found = {name: sysfs.pressure(path) for name, path in files.items()}
+        return {name: ratio for name, ratio in found.items() if ratio is not None}
 
     def foreign_tierers(self) -> tuple[ForeignTierer, ...]:
         """Who else moves pages here."""

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tierd.host import (
+    PRESSURES,
     Capability,
     Cgroup,
     CpuTimes,
@@ -127,7 +128,7 @@ class SimulatedHost:
         self._lock = threading.RLock()
         self._system = 0.0
         self._inside = 0.0
-        self._psi: float | None = 0.0
+        self._psi: dict[str, Mapping[str, float]] = {"": dict.fromkeys(PRESSURES, 0.0)}
         self._foreign: tuple[ForeignTierer, ...] = ()
         self.machine = Machine(spec, huge, failures or Failures(), kernel_share)
         self._cgroup_list = self._make_cgroups()
@@ -211,13 +212,13 @@ class SimulatedHost:
                     total[node] = total.get(node, 0) + pages * PAGE
         return total
 
-    def pressure(self) -> float | None:
-        """What `set_pressure` said, 0 at first."""
-        return self._psi
+    def pressure(self, cgroup: str = "") -> Mapping[str, float]:
+        """What `set_pressure` said, 0 for the host at first."""
+        return self._psi.get(cgroup, {})
 
-    def set_pressure(self, ratio: float | None) -> None:
-        """Make memory PSI say so. Not part of the Protocol."""
-        self._psi = ratio
+    def set_pressure(self, cgroup: str = "", **ratios: float) -> None:
+        """Make PSI say so, by resource; nothing else is told then. Not part of the Protocol."""
+        self._psi[cgroup] = ratios
 
     def foreign_tierers(self) -> tuple[ForeignTierer, ...]:
         """What `set_foreign_tierers` said, none at first."""

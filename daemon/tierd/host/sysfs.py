@@ -29,6 +29,13 @@ def read_int(path: Path) -> int | None:
         return None
 
 
+def pressure(path: Path) -> float | None:
+    """ "some avg10" of a PSI file as a ratio; None where there is none. A kernel that has PSI
+    switched off (psi=0) has the file and refuses to open it."""
+    found = re.search(r"^some avg10=([0-9.]+)", read_text(path) or "", flags=re.MULTILINE)
+    return float(found[1]) / 100 if found else None
+
+
 def parse_list(text: str | None) -> frozenset[int]:
     """Numbers of a kernel list such as "0-3,8" (lib/bitmap-str.c); empty for nothing."""
     numbers: set[int] = set()

@@ -32,7 +32,7 @@ from prometheus_client.registry import Collector
 
 from tierd import __version__
 from tierd.engine import ClassReport, CycleReport, TierReport
-from tierd.host import CapabilitySet, Feature
+from tierd.host import PRESSURES, CapabilitySet, Feature
 from tierd.metrics.catalog import METRICS, Kind, Metric
 from tierd.metrics.server import ListenError, Server
 from tierd.planner import Direction, Reason
@@ -254,6 +254,8 @@ class Exporter:
         for phase in _PHASES:
             values.add("tierd_cpu_seconds_total", 0, phase, "user")
             values.add("tierd_cpu_seconds_total", 0, phase, "system")
+        for name in PRESSURES:
+            values.add("tierd_back_off_cycles_total", 0, name)
         for direction in Direction:
             for reason in Reason:
                 values.add(f"tierd_{direction}_skipped_pages_total", 0, reason)
@@ -267,8 +269,11 @@ class Exporter:
         values.replace("tierd_mode", (((mode,), mode == report.mode) for mode in _MODES))
         values.set("tierd_degraded", len(report.degraded))
         values.set("tierd_threshold_accesses_per_second", report.threshold)
-        pressure = [] if report.pressure is None else [((), report.pressure)]
-        values.replace("tierd_memory_pressure_ratio", pressure)
+        for name in PRESSURES:
+            found = [((), report.pressure[name])] if name in report.pressure else []
+            values.replace(f"tierd_{name}_pressure_ratio", found)
+            values.add("tierd_back_off_cycles_total", name in report.back_off_causes, name)
+        values.set("tierd_back_off_ratio", report.back_off)
         for phase, spent in report.cpu.items():
             values.add("tierd_cpu_seconds_total", spent.user, phase, "user")
             values.add("tierd_cpu_seconds_total", spent.system, phase, "system")

@@ -100,6 +100,14 @@ _ALL: Final = (
         "Heat above which a page frame belongs in the fast tier.",
     ),
     _gauge("tierd_memory_pressure_ratio", "Memory PSI, some, over 10 seconds."),
+    _gauge("tierd_cpu_pressure_ratio", "CPU PSI, some, over 10 seconds."),
+    _gauge("tierd_io_pressure_ratio", "I/O PSI, some, over 10 seconds."),
+    _gauge(
+        "tierd_back_off_ratio", "Part of the rate limits that is held back because of pressure."
+    ),
+    _counter(
+        "tierd_back_off_cycles_total", "Cycles in which the pressure was too high.", "resource"
+    ),
     # tiers
     _gauge("tierd_tier_rank", "Place of a tier in the order; 0 is the fastest.", "tier"),
     _gauge("tierd_tier_node_info", "Which nodes make up a tier, always 1.", "tier", "node"),

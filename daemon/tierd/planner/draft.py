@@ -106,6 +106,7 @@ class _Draft:
         self.room = dict(target.room)
         self.slow_room = dict(ways.room)
         self.pieces = dict(ways.pieces)
+        self.held_by = limits.why
         self.left = {Direction.PROMOTE: limits.promote, Direction.DEMOTE: limits.demote}
         # What a candidate is at least and a victim at most, at the margin's confidence.
         self.hot = _side(hot, weight, -self.margin.errors, descending=True)
@@ -383,7 +384,7 @@ class _Draft:
         kept = _prefix(side.pages, rows, self.left[direction])
         beyond = np.zeros(len(side.pfn), np.bool_)
         beyond[rows[len(kept) :]] = True
-        side.refuse(beyond, Reason.BUDGET)
+        side.refuse(beyond, self.held_by)
         return kept
 
     def finish(self) -> MovePlan:

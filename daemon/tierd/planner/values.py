@@ -31,6 +31,7 @@ class Reason(StrEnum):
     NO_ROOM = "no_room"
     COOLDOWN = "cooldown"
     BUDGET = "budget"
+    PRESSURE = "pressure"
     MARGIN = "margin"
     EXCLUDED = "excluded"
     NEVER = "never"
@@ -155,7 +156,8 @@ class Ways:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Base pages that may move in this plan, by direction."""
+    """Base pages that may move in this plan, by direction; what keeps the others."""
 
     promote: int
     demote: int
+    why: Reason = Reason.BUDGET

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -87,8 +87,8 @@ class Machine:
     def cgroup_inodes(self, pfn: Pfns) -> np.ndarray:
         return np.zeros(len(pfn), np.uint64)
 
-    def pressure(self) -> float | None:
-        return None
+    def pressure(self, cgroup: str = "") -> Mapping[str, float]:
+        return {}
 
     def monotonic(self) -> float:
         return self.now
