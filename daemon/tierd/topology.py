@@ -195,20 +195,33 @@ _Groups = list[tuple[list[Node], str]]
 
 
 def _by_latency(nodes: Sequence[Node]) -> _Groups | None:
-    """From what the firmware reports for the best initiator; None unless all nodes report it
-    and it tells at least two of them apart."""
-    if any(node.read_latency is None for node in nodes):
+    """From what the firmware reports for the best initiator; None unless it tells at least two
+    nodes apart.
+
+    Nodes that it says nothing of come after those that it knows: they were plugged in later and
+    sit behind a link. Their memory tier comes from the device's own table, which may claim to
+    beat memory that the firmware has measured, so it only orders them among themselves. A node
+    with CPUs of which nothing is reported leaves all of it open.
+    """
+    reported = [node for node in nodes if node.read_latency is not None]
+    silent = [node for node in nodes if node.read_latency is None]
+    if not reported or any(node.cpus for node in silent):
         return None
     groups: _Groups = []
     # Ties go to the higher bandwidth, then to nodes with CPUs: those at least are local to someone.
     ordered = sorted(
-        nodes, key=lambda n: (n.read_latency or 0.0, -(n.read_bandwidth or 0.0), not n.cpus, n.id)
+        reported,
+        key=lambda n: (n.read_latency or 0.0, -(n.read_bandwidth or 0.0), not n.cpus, n.id),
     )
     for node in _bandwidth_first(ordered):
         if groups and _same_speed(groups[-1][0][0], node):
             groups[-1][0].append(node)
         else:
             groups.append(([node], _speed(node)))
+    if silent:
+        after = "firmware reports no latency, so after the nodes that it knows; "
+        among = _memory_tiers(silent) or [(silent, "no CPUs")]
+        groups += [(group, after + why) for group, why in among]
     return groups if len(groups) > 1 else None
 
 
@@ -240,14 +253,19 @@ def _speed(node: Node) -> str:
 
 
 def _by_memory_tier(nodes: Sequence[Node]) -> _Groups | None:
-    """From the kernel's memory tiers; None unless all nodes are in one and they differ.
+    """From the kernel's memory tiers; None unless all nodes are in one and they differ."""
+    if len({node.memory_tier for node in nodes}) < 2:
+        return None
+    return _memory_tiers(nodes)
+
+
+def _memory_tiers(nodes: Sequence[Node]) -> _Groups | None:
+    """Nodes by memory tier; None unless all are in one.
 
     The kernel's number is the abstract distance in steps of 128 (mm/memory-tiers.c): lower is
     faster. Nodes with CPUs come first within one, and never share a tier with a CPU-less one.
     """
     if any(node.memory_tier is None for node in nodes):
-        return None
-    if len({node.memory_tier for node in nodes}) < 2:
         return None
     keyed: dict[tuple[int, bool], list[Node]] = {}
     for node in nodes:

@@ -65,11 +65,32 @@ def test_much_more_bandwidth_is_a_tier_of_its_own() -> None:
     assert orders(build(nodes, None, 1)) == [(1,), (0,)]
 
 
-def test_without_all_latencies_the_memory_tiers_order() -> None:
+def test_nodes_without_a_latency_come_last_and_by_memory_tier() -> None:
     nodes = (node(0, cpus=2, tier=4, latency=1e-7), node(1, tier=22), node(2, tier=10))
     topology = build(nodes, None, 1)
     assert orders(topology) == [(0,), (2,), (1,)]
     assert "memory tier 22" in topology.tiers[2].why
+
+
+def test_a_device_that_praises_itself_does_not_pass_measured_memory() -> None:
+    """By its own table the CXL memory is in memory tier 22, the DRAM that takes 300 ns in 67."""
+    nodes = (
+        node(0, cpus=2, tier=4, latency=1e-7),
+        node(1, tier=67, latency=3e-7),
+        node(2, tier=22),
+    )
+    topology = build(nodes, None, 1)
+    assert orders(topology) == [(0,), (1,), (2,)]
+    assert "300 ns" in topology.tiers[1].why
+    assert "no latency" in topology.tiers[2].why
+    assert "memory tier 22" in topology.tiers[2].why
+
+
+def test_without_the_latency_of_a_node_with_cpus_the_memory_tiers_order() -> None:
+    nodes = (node(0, cpus=2, tier=4), node(1, tier=22, latency=1e-7), node(2, tier=10))
+    topology = build(nodes, None, 1)
+    assert orders(topology) == [(0,), (2,), (1,)]
+    assert topology.tiers[1].why == "the kernel's memory tier 10, no CPUs"
 
 
 def test_without_anything_else_nodes_without_cpus_are_slower() -> None:
