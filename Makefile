@@ -40,7 +40,7 @@ sysusersdir := $(SYSTEMD_LIB)/sysusers.d
 
 .PHONY: help
 help: ## Say what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 # --- to try it and to work on it -----------------------------------------------------------
 
@@ -67,6 +67,10 @@ export CMD
 .PHONY: guest
 guest: ## A root shell in a guest with two tiers; CMD='...' runs one command there
 	@exec tests/rig/guest
+
+.PHONY: check-series
+check-series: ## Check the kernel patches: checkpatch, sparse, builds in all configurations
+	@tests/rig/check-series
 
 .PHONY: bench
 bench: $(VENV)/.dev ## Measure tierd's own cost
