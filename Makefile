@@ -72,6 +72,11 @@ guest: ## A root shell in a guest with two tiers; CMD='...' runs one command the
 check-series: ## Check the kernel patches: checkpatch, sparse, builds in all configurations
 	@tests/rig/check-series
 
+.PHONY: stress
+stress: ## Storms against move_phys_pages on the debug kernel: SECONDS=300 ONLY='name ...' JOBS=1
+	@PYTHONPATH=tests exec $(PYTHON) -m stress --seconds $(or $(SECONDS),300) \
+	  --jobs $(or $(JOBS),1) --only '$(ONLY)'
+
 .PHONY: bench
 bench: $(VENV)/.dev ## Measure tierd's own cost
 	@$(VENV)/bin/python -m pytest tests/bench -m bench -s $(PYTEST_ARGS)

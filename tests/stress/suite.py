@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stressors, and one run of one of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from rig import Guest
+from stress import checks
+
+
+@dataclass(frozen=True, slots=True)
+class Stressor:
+    name: str
+    about: str
+    machine: str = "A"
+    """Where `make stress` runs it; the name of one of rig.MACHINES."""
+
+
+STRESSORS = (
+    Stressor("files", "file pages: truncate, unlink, munmap, punched holes"),
+    Stressor("anon", "anonymous pages: fork, COW, exit, SIGKILL, munmap"),
+    Stressor("thp", "huge pages: split in each way, collapse"),
+    Stressor("ksm", "KSM: merge, write apart, unmerge"),
+    Stressor("callers", "four callers in opposite directions"),
+    Stressor("balance", "NUMA balancing, compaction, DAMON"),
+    Stressor("cpuset", "cpuset changes"),
+    Stressor("random", "random addresses"),
+    Stressor("kill", "SIGKILL in a million-page call"),
+    Stressor("mapped", "a page that 5,000 processes map"),
+    Stressor("offline", "offlining of the CXL node", machine="B"),
+)
+
+_COUNTERS = (
+    "pgmigrate_success",
+    "pgmigrate_fail",
+    "thp_migration_success",
+    "thp_migration_fail",
+    "thp_migration_split",
+    "thp_split_page",
+    "allocstall_dma32",
+    "allocstall_normal",
+    "allocstall_movable",
+)
+
+
+@dataclass
+class Result:
+    """What became of one stressor."""
+
+    name: str
+    kernel: str
+    machine: str
+    failures: list[str] = field(default_factory=list)
+    """Why it failed; empty when it passed."""
+    report: dict[str, Any] = field(default_factory=dict)
+    """What the program says: guest seconds, calls, moves, refusals by code, events."""
+    before: dict[str, int] = field(default_factory=dict)
+    after: dict[str, int] = field(default_factory=dict)
+    """Memory at rest (see checks.Memory)."""
+    vmstat: dict[str, int] = field(default_factory=dict)
+    """How much the kernel's own counters have grown."""
+    blocks: int = 0
+    """Memory blocks of the slow node that went offline and came back afterwards."""
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+
+def _options(guest: Guest, stressor: Stressor, processes: int) -> list[str]:
+    return ["--processes", str(processes)] if stressor.name == "mapped" else []
+
+
+def run(
+    guest: Guest, stressor: Stressor, seconds: int, blocks: list[int], *, processes: int = 5000
+) -> Result:
+    """One stressor in a prepared guest, and all checks after it.
+
+    The program ends by itself when enough has happened, or nothing goes on any more."""
+    result = Result(stressor.name, guest.kernel, guest.machine.name)
+    complaints = len(guest.complaints())
+    before, counters = checks.measure(guest)
+    result.before = before.as_dict()
+    command = ["stress", *_options(guest, stressor, processes), "run", stressor.name, str(seconds)]
+    with guest.popen(command) as process:
+        process.close_stdin()
+        done = process.wait(timeout=6 * seconds + 900)
+    if done.stdout.strip():
+        result.report = json.loads(done.stdout)
+    result.failures += _judge(result.report, done.returncode, done.stderr)
+    after, now, found = checks.come_to_rest(guest, before)
+    result.after = after.as_dict()
+    result.vmstat = {key: now[key] - counters[key] for key in _COUNTERS if key in now}
+    result.failures += found
+    result.failures += checks.cycle_offline(guest, blocks)
+    result.blocks = len(blocks)
+    if not blocks:
+        result.failures.append("no memory of the slow node can go offline")
+    result.failures += guest.complaints()[complaints:]
+    return result
+
+
+def _judge(report: dict[str, Any], status: int, stderr: str) -> list[str]:
+    if not report:
+        return [f"the program ended with status {status}: {stderr[-500:]}"]
+    found = []
+    if report["bad"]:
+        found.append(f"{report['bad']} promises broken, the first: {report['why']}")
+        found += [line for line in stderr.splitlines() if line.startswith("stress: ")][:3]
+    found += [
+        f"too little happened: {name}: {count} of {need}"
+        for name, (count, need) in report["events"].items()
+        if count < need
+    ]
+    if status and not found:
+        found.append(f"the program ended with status {status}")
+    return found
