@@ -27,7 +27,8 @@ class Artefacts:
     """Root of the system that QEMU is installed in."""
     image: Path
     kernels: Mapping[str, Path]
-    """Per flavour the directory with bzImage, vmlinux, System.map and config."""
+    """Per flavour the directory with bzImage, vmlinux, System.map, config and the series' selftest
+    (move_phys_pages, statically linked)."""
 
 
 def why_unavailable() -> str | None:

@@ -182,7 +182,7 @@ def test_statuses_by_cause() -> None:
     assert status.tolist() == [-errno.EACCES, -errno.ENXIO, -errno.ENOENT, -errno.ENXIO]
     assert (new == NO_PFN).all()
     assert move(host, free[:1], target=7)[0].tolist() == [-errno.ENODEV]
-    assert move(host, free[:1], source=0)[0].tolist() == [-errno.EAGAIN]
+    assert move(host, free[:1], source=0)[0].tolist() == [-errno.ESTALE]
     assert move(host, free[:1], target=1)[0].tolist() == [1]
     mems = {group.path: group.mems for group in host.cgroups()}
     assert mems["bound/inner"] == frozenset({1})

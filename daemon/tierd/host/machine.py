@@ -302,7 +302,7 @@ class Machine:
             status[refused] = -code
         status[~allowed] = -errno.EACCES
         status = np.where(node == target, node, status).astype(np.int32)
-        status[(node != source) & (ids >= 0)] = -errno.EAGAIN
+        status[(node != source) & (ids >= 0)] = -errno.ESTALE
         status[ids == HOLE] = -errno.ENXIO
         status[(ids == FREE) | (ids == KERNEL)] = -errno.ENOENT
         status[~known] = -errno.ENODEV

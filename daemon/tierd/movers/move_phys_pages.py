@@ -34,6 +34,7 @@ REASONS: Final = {
     errno.ENODEV: Reason.NO_ROOM,
     errno.ENODATA: Reason.UNMAPPED,
     errno.ENOENT: Reason.STALE,
+    errno.ESTALE: Reason.STALE,
     errno.ENXIO: Reason.STALE,
     errno.EOPNOTSUPP: Reason.VMA,
 }
