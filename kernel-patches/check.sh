@@ -55,6 +55,7 @@ list() {
 
 # The files of the tree that the series changes, without those that it adds
 changed() {
+	# shellcheck disable=SC2016
 	list | xargs awk '
 		$1 == "---" { old = $2 }
 		$1 == "+++" && old == "/dev/null" { added[$2] = 1 }
