@@ -40,7 +40,7 @@ sysusersdir := $(SYSTEMD_LIB)/sysusers.d
 
 .PHONY: help
 help: ## Say what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 # --- to try it and to work on it -----------------------------------------------------------
 
@@ -80,6 +80,10 @@ stress: ## Storms against move_phys_pages on the debug kernel: SECONDS=300 ONLY=
 .PHONY: bench
 bench: $(VENV)/.dev ## Measure tierd's own cost
 	@$(VENV)/bin/python -m pytest tests/bench -m bench -s $(PYTEST_ARGS)
+
+.PHONY: bench-syscall
+bench-syscall: $(VENV)/.dev ## Measure the system call beside its alternatives, in a guest
+	@PYTHONPATH=tests $(VENV)/bin/python -m bench.syscall --out out/bench-syscall
 
 .PHONY: schema docs
 schema: $(VENV)/.dev ## Write config/tierd.schema.json from the models
