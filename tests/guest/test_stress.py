@@ -46,7 +46,7 @@ def test_one_leaked_reference_is_seen(guest: Guest) -> None:
         assert node == 1
         assert block in blocks
         during, _ = stress.measure(guest)
-        assert stress.wrong(before, during) == [
+        assert stress.wrong(before, during, guest.kernel) == [
             "ghosts_anon: 1 pages nobody has and that are not free"
         ]
         assert stress.cycle_offline(guest, [block], patience=3) != []
