@@ -20,13 +20,13 @@ class Machine:
     """How many times longer than on machine A things may take."""
 
 
-def _ram_nodes(latency: int, bandwidth: str) -> tuple[str, ...]:
-    """1 GiB of DRAM with the CPUs, 1 GiB that the HMAT calls slower.
+def _ram_nodes(latency: int, bandwidth: str, dram: str = "1G") -> tuple[str, ...]:
+    """DRAM with the CPUs, and 1 GiB that the HMAT calls slower.
 
     Without the HMAT both would be one memory tier and neither a demotion target."""
     locality = "hmat-lb,initiator=0,hierarchy=memory"
     return (
-        "-object memory-backend-ram,id=m0,size=1G",
+        f"-object memory-backend-ram,id=m0,size={dram}",
         "-object memory-backend-ram,id=m1,size=1G",
         "-numa node,nodeid=0,memdev=m0,cpus=0-1",
         "-numa node,nodeid=1,memdev=m1,initiator=0",
@@ -81,6 +81,12 @@ MACHINES: Mapping[str, Machine] = {
                 *_CXL_DEVICE,
             ),
             slowness=4.0,
+        ),
+        Machine(
+            name="D",
+            about="as A with 2 GiB of DRAM, for thousands of processes on the debug kernel",
+            nodes=2,
+            options=("-M q35,hmat=on", "-smp 2", "-m 3G", *_ram_nodes(300, "20G", "2G")),
         ),
     )
 }

@@ -39,8 +39,8 @@ class Worker:
         self._stack.close()
 
     def run(self, stressor: Stressor) -> Result:
-        machine = self._options.machine or stressor.machine
         kernel = self._options.kernel
+        machine = self._options.machine or stressor.machine_for(kernel)
         seconds = self._options.seconds
         try:
             guest = self._on(machine, stressor.name)
