@@ -21,7 +21,7 @@ class Stressor:
     """Another one for the debug kernel, on which a process costs nearly twice the memory."""
 
     def machine_for(self, kernel: str) -> str:
-        return kernel == "debug" and self.debug_machine or self.machine
+        return (kernel == "debug" and self.debug_machine) or self.machine
 
 
 STRESSORS = (
@@ -95,7 +95,7 @@ def run(
         done = process.wait(timeout=6 * seconds + 900)
     if done.stdout.strip():
         result.report = json.loads(done.stdout)
-    result.failures += _judge(result.report, done.returncode, done.stderr)
+    result.failures += judge(result.report, done.returncode, done.stderr)
     after, now, found = checks.come_to_rest(guest, before)
     result.after = after.as_dict()
     result.vmstat = {key: now[key] - counters[key] for key in _COUNTERS if key in now}
@@ -108,7 +108,8 @@ def run(
     return result
 
 
-def _judge(report: dict[str, Any], status: int, stderr: str) -> list[str]:
+def judge(report: dict[str, Any], status: int, stderr: str) -> list[str]:
+    """Why a storm failed, from what the program said and how it ended; empty when it did not."""
     if not report:
         return [f"the program ended with status {status}: {stderr[-500:]}"]
     found = []

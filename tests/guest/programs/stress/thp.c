@@ -33,7 +33,7 @@ void thp_setup(void)
 	must_write(KHUGEPAGED "alloc_sleep_millisecs", "100");
 }
 
-/* The kernel's own counters; the parent asks from time to time. */
+/* The kernel's own counters. */
 static void read_counters(void)
 {
 	atomic_store(&kernel_split->count, vmstat("thp_split_page") - split_before);
