@@ -85,6 +85,10 @@ bench: $(VENV)/.dev ## Measure tierd's own cost
 bench-syscall: $(VENV)/.dev ## Measure the system call beside its alternatives, in a guest
 	@PYTHONPATH=tests $(VENV)/bin/python -m bench.syscall --out out/bench-syscall
 
+.PHONY: bench-scale
+bench-scale: $(VENV)/.dev ## Measure the daemon on simulated hosts of 16 GiB to 16 TiB
+	@PYTHONPATH=daemon:tests $(VENV)/bin/python -m bench.scale $(BENCH_ARGS)
+
 .PHONY: schema docs
 schema: $(VENV)/.dev ## Write config/tierd.schema.json from the models
 	@$(VENV)/bin/tierd schema > config/tierd.schema.json

@@ -19,7 +19,7 @@ from tierd.engine.tally import Circumstances, Tally, hit_ratio
 from tierd.engine.trial import Trial
 from tierd.governor import Budget, Ledger, Pieces, Thrash
 from tierd.host import NO_PFN, CapabilitySet, CpuTimes, Feature, Host, NodeMemory, Pfns
-from tierd.hotness import HeatMap, Seen, rate, rate_bound, recent
+from tierd.hotness import SCAN_LIMIT, HeatMap, Seen, rate, rate_bound, recent
 from tierd.movers import Mover, MoveResult
 from tierd.pages import PageReader, PageReason
 from tierd.planner import Direction, Limits, MovePlan, Moves, Reason, Ways, code, plan
@@ -32,6 +32,20 @@ WASTE_WINDOW: Final = 3.0
 
 MOVE_SECONDS: Final = 1.0
 """Seconds that the moves of one direction may take in a cycle, if the interval is shorter."""
+
+
+SEARCH_PART: Final = 0.1
+"""Of the CPU share: for one search for candidates. A cycle has three or four of them."""
+
+FRAME_SECONDS: Final = 1e-9
+"""CPU time of a search per frame that it reads, about."""
+
+OTHERS_SHARE: Final = 0.75
+"""Of the CPU share: so much at most goes to decisions, reports and whoever asks for them before
+sampling starves; beyond that the share is exceeded."""
+
+LEAST_SCAN: Final = 1 << 20
+"""Frames (4 GiB) that a search reads whatever the CPU share."""
 
 
 class Engine:
@@ -60,6 +74,7 @@ class Engine:
         self._heat = HeatMap(topology.spans)
         owners = CapabilitySet(host.capabilities()).has(Feature.KPAGECGROUP)
         self._reader = PageReader(host, topology, owners=owners)
+        self._heat.scan_limit = _scan_limit(config)
         self._book = OwnerBook(host, topology, config.classes, self._reader)
         self._scout = Scout(self._heat, topology, self._reader, self._book)
         self._budget = Budget(
@@ -75,6 +90,8 @@ class Engine:
         self._trials: deque[Trial] = deque()
         self._cold_evidence = False
         self._number = 0
+        self._since: CpuTimes | None = None
+        """The process's CPU time at the end of the last cycle."""
         self._targets: tuple[Target, ...] = ()
 
     # -- what the service calls --------------------------------------------------------------
@@ -93,6 +110,7 @@ class Engine:
         now.rate[Direction.PROMOTE] = allowance.promote_rate
         now.rate[Direction.DEMOTE] = allowance.demote_rate
         at = host.cpu_times()
+        self._pay(at - self._since if self._since else CpuTimes(0.0, 0.0))
         self._look(tally)
         at = self._clock(tally, "sample", at)
         tiers = self._tiers(tally.seen)
@@ -111,13 +129,15 @@ class Engine:
         for index, each in enumerate(plans):
             self._carry_out(tally, each, now, index)
         self._settle(tally, now.started)
-        self._clock(tally, "move", at)
+        self._since = self._clock(tally, "move", at)
+        self._pay(tally.cpu["heat"], tally.cpu["plan"])
         return self._report(tally, now)
 
     def reconfigure(self, config: Config) -> None:
         """Follow another policy from the next cycle on; heat and the memory of moves stay."""
         move, cpu = config.migration, config.sampling.cpu
         self._budget.limit(move.promote, move.demote, cpu, config.interval)
+        self._heat.scan_limit = _scan_limit(config)
         if config.classes != self._config.classes:
             self._book.use(config.classes)
             self._thrash = self._new_thrash(config)
@@ -148,6 +168,12 @@ class Engine:
                 self._cold_evidence |= batch.cold_evidence
             self._budget.spent(0, 0, (self._host.cpu_times() - before).total)
             tally.sampled(sampler.status(), seen, lost)
+
+    def _pay(self, *used: CpuTimes) -> None:
+        """Take what is neither sampling nor moving out of the same CPU share, but leave a part
+        of it to sampling in every cycle."""
+        share = self._config.sampling.cpu * self._config.interval * OTHERS_SHARE / 2
+        self._budget.spent(0, 0, min(sum(times.total for times in used), share))
 
     def _clock(self, tally: Tally, phase: str, since: CpuTimes) -> CpuTimes:
         now = self._host.cpu_times()
@@ -440,6 +466,12 @@ def _with_less_room(target: Target, filled: Mapping[int, int]) -> Target:
     """The same target, with what other plans take subtracted from its room."""
     room = {node: max(frames - filled.get(node, 0), 0) for node, frames in target.room.items()}
     return replace(target, room=room)
+
+
+def _scan_limit(config: Config) -> int:
+    """Frames that one search for candidates may read: it is part of what the CPU share is for."""
+    seconds = config.sampling.cpu * config.interval * SEARCH_PART
+    return min(max(int(seconds / FRAME_SECONDS), LEAST_SCAN), SCAN_LIMIT)
 
 
 def _fit_promotions(promote: Moves, demoted: MoveResult) -> Moves:

@@ -24,6 +24,8 @@ HOLE: Final = -3
 """Instead of a page id: a free frame, the kernel's own memory, no memory at all."""
 
 _OFFSETS: Final = np.arange(BLOCK)
+_SCAN: Final = 65_536
+"""Blocks among which free ones are looked for at once."""
 
 Ids = NDArray[np.int64]
 Blocks = NDArray[np.int64]
@@ -46,7 +48,13 @@ class FrameStore:
         self._base = np.full(self.blocks, FREE, np.int64)
         self._slot = np.full(self.blocks, -1, np.int32)
         self._rows = np.empty((0, BLOCK), np.int64)
+        self._holder = np.zeros(0, np.int64)
+        """Block of each row, -1 for a spare one."""
         self._spare: list[int] = []
+        self._low = self._first.copy()
+        """Per span: no block below this one is wholly free."""
+        self._free = np.zeros(max((span.node for span in spans), default=0) + 1, np.int64)
+        np.add.at(self._free, [span.node for span in spans], [span.frames for span in spans])
         self.huge = np.zeros(self.blocks, np.bool_)
         self.used = np.zeros(self.blocks, np.uint16)
 
@@ -114,27 +122,42 @@ class FrameStore:
             result[own] = self._rows[slot[own]]
         return result
 
+    def may_hold(self, blocks: Blocks, first: int, end: int) -> NDArray[np.bool_]:
+        """bool[n]: whether a block may hold pages first..end-1; certain where it is whole."""
+        base = self._base[blocks]
+        whole = (base > first - BLOCK) & (base < end) & (base >= 0)
+        may: NDArray[np.bool_] = whole | (self._slot[blocks] >= 0)
+        return may
+
     # -- changes -----------------------------------------------------------------------------
 
     def fill(self, blocks: Blocks, first: int, huge: NDArray[np.bool_]) -> None:
         """Put consecutive pages from `first` on into free blocks."""
         self._base[blocks] = first + np.arange(len(blocks)) * BLOCK
         self.huge[blocks] = huge
-        self.used[blocks] = BLOCK
+        self._use(blocks, BLOCK)
 
     def reserve(self, blocks: Blocks) -> None:
         """Make free blocks the kernel's."""
         self._base[blocks] = KERNEL
-        self.used[blocks] = BLOCK
+        self._use(blocks, BLOCK)
+
+    def _use(self, blocks: Blocks, used: int | NDArray[np.int64]) -> None:
+        """Set how many frames of some blocks are used, and keep the sums per node."""
+        np.add.at(self._free, self.node[blocks], self.used[blocks].astype(np.int64) - used)
+        self.used[blocks] = used
 
     def clear(self, blocks: Blocks) -> None:
         """Free whole blocks."""
         for block in blocks[self._slot[blocks] >= 0].tolist():
             self._spare.append(int(self._slot[block]))
+            self._holder[self._slot[block]] = -1
         self._base[blocks] = FREE
         self._slot[blocks] = -1
         self.huge[blocks] = False
-        self.used[blocks] = 0
+        self._use(blocks, 0)
+        span = np.searchsorted(self._first, blocks, side="right") - 1
+        np.minimum.at(self._low, span, blocks)
 
     def put(self, pfn: Pfns, ids: Ids) -> None:
         """Set single frames (no duplicates) to a page or to FREE."""
@@ -144,7 +167,7 @@ class FrameStore:
         offset = (pfn % np.uint64(BLOCK)).astype(np.int64)
         self._rows[self._slot[blocks], offset] = ids
         held = (self._rows[self._slot[touched]] != FREE).sum(axis=1)
-        self.used[touched] = held
+        self._use(touched, held)
         self.clear(touched[held == 0])
 
     def _explode(self, blocks: Blocks) -> None:
@@ -158,27 +181,43 @@ class FrameStore:
             self._spare += range(have, len(grown))
             rows = self.rows(blocks)
             self._rows = grown
+            self._holder = np.concatenate((self._holder, np.full(len(grown) - have, -1)))
         else:
             rows = self.rows(blocks)
         slots = [self._spare.pop() for _ in blocks]
         self._rows[slots] = rows
         self._slot[blocks] = slots
+        self._holder[slots] = blocks
 
     # -- room ----------------------------------------------------------------------------------
 
     def free_frames(self, node: int) -> int:
         """Free frames of a node."""
-        mine = self.used[self.node == node]
-        return len(mine) * BLOCK - int(mine.sum(dtype=np.int64))
+        return int(self._free[node])
 
     def free_blocks(self, node: int, count: int) -> Blocks:
         """Up to `count` wholly free blocks of a node, the lowest first."""
-        return np.flatnonzero((self.node == node) & (self.used == 0))[:count]
+        found: list[Blocks] = []
+        for number, span in enumerate(self.spans):
+            if span.node != node:
+                continue
+            at = int(self._low[number])
+            end = int(self._first[number]) + span.frames // BLOCK
+            lowest = end
+            while at < end and count > 0:
+                part = np.flatnonzero(self.used[at : min(at + _SCAN, end)] == 0)[:count] + at
+                if len(part):
+                    lowest = min(lowest, int(part[0]))
+                    found.append(part)
+                    count -= len(part)
+                at += _SCAN
+            self._low[number] = min(lowest, max(at, int(self._low[number])))
+        return np.concatenate(found) if found else np.zeros(0, np.int64)
 
     def find_free(self, node: int, count: int) -> Pfns:
         """Up to `count` free frames of a node, from broken blocks first."""
-        mine = self.node == node
-        broken = np.flatnonzero(mine & (self.used > 0) & (self.used < BLOCK))
+        broken = np.sort(self._holder[self._holder >= 0])
+        broken = broken[(self.node[broken] == node) & (self.used[broken] < BLOCK)]
         room = np.cumsum(BLOCK - self.used[broken].astype(np.int64))
         chosen = broken[: int(np.searchsorted(room, count)) + 1]
         have = int(room[len(chosen) - 1]) if len(chosen) else 0

@@ -236,9 +236,12 @@ class Machine:
         """Accesses that the folio headed by each frame had to expect between `since` and now."""
         ids = self.frames.at(blocks, offset)
         total = self._accesses(ids, since, now)
-        for entry in np.flatnonzero(self.frames.huge[blocks] & (ids >= 0)).tolist():
-            pages = np.arange(ids[entry], ids[entry] + BLOCK)
-            total[entry] = self._accesses(pages, np.full(BLOCK, since[entry]), now).sum()
+        huge = np.flatnonzero(self.frames.huge[blocks] & (ids >= 0))
+        for begin in range(0, len(huge), 256):
+            part = huge[begin : begin + 256]
+            pages = ids[part, None] + np.arange(BLOCK)
+            each = self._accesses(pages.reshape(-1), np.repeat(since[part], BLOCK), now)
+            total[part] = each.reshape(-1, BLOCK).sum(axis=1)
         return total
 
     def _accesses(self, ids: Ids, since: Times | None, now: float) -> Counts:

@@ -7,12 +7,13 @@ Pure: no I/O, no clock, no randomness.
 
 from __future__ import annotations
 
-from tierd.hotness.heatmap import CHUNK, Candidates, HeatMap, Seen
+from tierd.hotness.heatmap import CHUNK, SCAN_LIMIT, Candidates, HeatMap, Seen
 from tierd.hotness.state import LEVELS, level_rate, level_state, rate, rate_bound, recent
 
 __all__ = [
     "CHUNK",
     "LEVELS",
+    "SCAN_LIMIT",
     "Candidates",
     "HeatMap",
     "Seen",

@@ -33,11 +33,15 @@ PIECE: Final = 32 * 1024
 """Frames of a batch that are worked on at once: with their 64-bit indices they fit the cache."""
 
 SCAN_LIMIT: Final = 64 * 1024 * 1024
-"""Frames that one search for candidates reads at most; the next one goes on from there."""
+"""Frames that one search for candidates reads at most, if no less was asked for."""
 
 _SHIFT: Final = np.uint16(Q_SHIFT)
 _SETTLED: Final = np.uint16(2 << AGE_SHIFT)
 """Set in states of the upper half of the ages."""
+
+
+MORE: Final = 16_384
+"""Frames that a search may collect beyond what it was asked for, to choose the best of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,39 @@ class Candidates:
 
     def __len__(self) -> int:
         return len(self.pfn)
+
+
+@dataclass(slots=True)
+class _Want:
+    """What a search is for. looks: bounds of the accesses in the last four looks; left: frames
+    that may still be read."""
+
+    nodes: Collection[int]
+    count: int
+    looks: tuple[int, int]
+    align: int
+    left: int
+    hottest: bool
+
+
+class _Found:
+    """Frames that a search has collected so far."""
+
+    def __init__(self) -> None:
+        self._pfn: list[Pfns] = [np.zeros(0, np.uint64)]
+        self._state: list[NDArray[np.uint16]] = [np.zeros(0, np.uint16)]
+        self.count = 0
+
+    def add(self, pfn: Pfns, state: NDArray[np.uint16]) -> None:
+        self._pfn.append(pfn)
+        self._state.append(state)
+        self.count += len(pfn)
+
+    def best(self, count: int, *, hottest: bool) -> Candidates:
+        pfn, state = np.concatenate(self._pfn), np.concatenate(self._state)
+        order = np.argsort(state, kind="stable")
+        order = order[::-1][:count] if hottest else order[:count]
+        return Candidates(pfn[order], state[order])
 
 
 class HeatMap:
@@ -94,7 +131,9 @@ class HeatMap:
         for node in sorted(set(nodes)):
             mine = self._levels[self._node == node]
             self._totals[node] = mine.sum(axis=0, dtype=np.int64)
-        self._cursor = 0
+        self.scan_limit = SCAN_LIMIT
+        """Frames that one search reads at most; the next one goes on from there."""
+        self._cursor = {True: 0, False: 0}
         self._pass = 0
         self._hazard = 0
 
@@ -209,19 +248,21 @@ class HeatMap:
         """At least `count` of the hottest frames of `nodes` if there are as many, hottest first.
 
         Only frames in a state of at least `floor` that were accessed in at least `looks` of the
-        last four looks. The histogram says how deep to go; when the search reads `SCAN_LIMIT`
+        last four looks. The histogram says how deep to go. Of the last level, whose frames are
+        all but alike, no more are collected than it takes; when the search has read `scan_limit`
         frames it ends with what it has, and the next one begins where it stopped.
         """
-        found = Candidates(np.zeros(0, np.uint64), np.zeros(0, np.uint16))
         lowest = int(np.searchsorted(LEVEL_EDGES, floor >> Q_SHIFT, side="right")) - 1
-        total = self.histogram(nodes)
-        for level in _depths(total, count, lowest, hottest=True):
-            bottom = max(floor, level_state(level))
-            found = self._search(nodes, slice(level, LEVELS), bottom, STATES - 1, (looks, 4))
-            if len(found) >= count:
+        want = _Want(nodes, count, (looks, 4), 1, self.scan_limit, hottest=True)
+        found = _Found()
+        for level in _depths(self.histogram(nodes), count, lowest, hottest=True):
+            bottom, top = max(floor, level_state(level)), level_state(level + 1)
+            found = _Found()
+            self._search(want, found, slice(level + 1, LEVELS), top, STATES - 1)
+            self._search(want, found, slice(level, level + 1), bottom, top - 1, last=True)
+            if found.count >= count or want.left <= 0:
                 break
-        order = np.argsort(found.state, kind="stable")[::-1][:count]
-        return Candidates(found.pfn[order], found.state[order])
+        return found.best(count, hottest=True)
 
     def coldest(
         self,
@@ -235,50 +276,42 @@ class HeatMap:
         first. Only frames in a state below `ceiling` that were accessed in at most `looks` of
         the last four looks, and whose number is a multiple of `align`: large folios are aligned
         to their size. Bounded as `hottest`."""
-        found = Candidates(np.zeros(0, np.uint64), np.zeros(0, np.uint16))
         highest = int(np.searchsorted(LEVEL_EDGES, (ceiling - 1) >> Q_SHIFT, side="right")) - 1
-        total = self.histogram(nodes)
-        for level in _depths(total, count, highest, hottest=False):
-            top = min(ceiling, level_state(level + 1)) - 1
-            levels = slice(1, level + 1)
-            found = self._search(nodes, levels, KNOWN_FROM, top, (0, looks), align)
-            if len(found) >= count:
+        want = _Want(nodes, count, (0, looks), align, self.scan_limit, hottest=False)
+        found = _Found()
+        for level in _depths(self.histogram(nodes), count, highest, hottest=False):
+            bottom, top = level_state(level), min(ceiling, level_state(level + 1))
+            found = _Found()
+            self._search(want, found, slice(1, level), KNOWN_FROM, bottom - 1)
+            self._search(want, found, slice(level, level + 1), bottom, top - 1, last=True)
+            if found.count >= count or want.left <= 0:
                 break
-        order = np.argsort(found.state, kind="stable")[:count]
-        return Candidates(found.pfn[order], found.state[order])
+        return found.best(count, hottest=False)
 
     def _search(
-        self,
-        nodes: Collection[int],
-        levels: slice,
-        low: int,
-        high: int,
-        looks: tuple[int, int],
-        align: int = 1,
-    ) -> Candidates:
-        """All frames of `nodes` in states low..high, from chunks that have any in `levels`."""
-        some = self._levels[:, levels].any(axis=1) & np.isin(self._node, list(nodes))
+        self, want: _Want, found: _Found, levels: slice, low: int, high: int, *, last: bool = False
+    ) -> None:
+        """Collect frames in states low..high from chunks that have any in `levels`; with `last`
+        only until there are enough."""
+        if levels.start >= levels.stop or (last and found.count >= want.count):
+            return
+        enough = want.count + MORE if last else self.frames
+        some = self._levels[:, levels].any(axis=1) & np.isin(self._node, list(want.nodes))
         chunks = np.flatnonzero(some)
-        chunks = np.roll(chunks, -int(np.searchsorted(chunks, self._cursor)))
-        pfns: list[Pfns] = []
-        kept: list[NDArray[np.uint16]] = []
-        read = 0
+        chunks = np.roll(chunks, -int(np.searchsorted(chunks, self._cursor[want.hottest])))
         for chunk in chunks:
-            first = -int(self._start[chunk]) % align
-            states = self._states[chunk][first::align]
+            if want.left <= 0 or found.count >= enough:
+                self._cursor[want.hottest] = int(chunk)
+                break
+            first = -int(self._start[chunk]) % want.align
+            states = self._states[chunk][first :: want.align]
             at = np.flatnonzero((states >= np.uint16(low)) & (states <= np.uint16(high)))
             state = states[at]
             seen = recent(state)
-            door = (seen >= looks[0]) & (seen <= looks[1])
-            kept.append(state[door])
-            pfns.append((at[door] * align + (first + self._start[chunk])).astype(np.uint64))
-            read += len(states)
-            if read >= SCAN_LIMIT:
-                self._cursor = int(chunk) + 1
-                break
-        if not pfns:
-            return Candidates(np.zeros(0, np.uint64), np.zeros(0, np.uint16))
-        return Candidates(np.concatenate(pfns), np.concatenate(kept))
+            door = (seen >= want.looks[0]) & (seen <= want.looks[1])
+            frames = (at[door] * want.align + (first + self._start[chunk])).astype(np.uint64)
+            found.add(frames, state[door])
+            want.left -= len(states)
 
     def pick(self, nodes: Collection[int], count: int, random: np.random.Generator) -> Candidates:
         """About `count` known frames of `nodes`, drawn with replacement, each as likely."""

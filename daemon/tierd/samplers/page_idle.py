@@ -53,6 +53,8 @@ GROUP_WORDS: Final = 1024
 
 CALM: Final = 3
 """Looks in a row that must tell the same before a block counts as calm."""
+SURE: Final = 2
+"""Looks in a row that must tell the same before a block has no precedence any more."""
 DIFFERENT: Final = 32
 """Of 255: so much must the accessed share differ to count as a change."""
 IDLE: Final = 8
@@ -399,6 +401,8 @@ class PageIdleSampler:
         blocks, since = front[side], since[side]
         share = self._table.share(blocks).astype(np.int64)
         promise = np.where(self._table.fast(blocks), 255 - share, share)
+        # What has just changed is looked at a second time before what is merely due.
+        promise += promise * (self._table.calm(blocks) < SURE)
         promise += AGEING * (self._pass - since)
         order = np.argsort(np.negative(promise), kind="stable")
         cost = np.cumsum(self._full_units(blocks[order]))

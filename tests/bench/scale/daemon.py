@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon on a simulated machine in another process: `python -m bench.scale.daemon FD SPEC`.
+
+It is the daemon itself (`tierd.service.Daemon`: worker, endpoint, control socket), driven
+through stages by its callback after each cycle. Prints one JSON object per line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.scale.remote import RemoteHost
+from tierd import commands, config, hotness
+from tierd.engine import Engine
+from tierd.pace import HostPace
+from tierd.service import Daemon, Options
+from tierd.state import State
+
+FULL = 1.0
+"""CPU share while the sampler gets to know the machine."""
+MOST_WARM = 2000
+SETTLE = 30
+"""Cycles between two stages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What to measure. share: of one core; cycles: measured, each a second; touch: all heat
+    first; find: most cycles to wait for the new hot set; flag: scrapes go on while it exists."""
+
+    directory: str
+    share: float
+    cycles: int
+    touch: bool
+    find: int
+    flag: str | None
+
+
+def tell(event: str, **values: object) -> None:
+    print(json.dumps({"event": event, **values}), flush=True)
+
+
+def memory() -> dict[str, int]:
+    """Bytes in memory now and at most so far."""
+    text = Path("/proc/self/status").read_text()
+    found = {line.split(":")[0]: line.split()[1] for line in text.splitlines() if "kB" in line}
+    return {"resident": int(found["VmRSS"]) * 1024, "peak": int(found["VmHWM"]) * 1024}
+
+
+def touch(engine: Engine, spans: Any) -> None:
+    """Look at every frame once, and find it idle."""
+    heat = engine._heat
+    heat.tick()
+    step = hotness.heatmap.PIECE
+    idle = np.zeros(step, np.uint8)
+    for span in spans:
+        for at in range(span.start, span.end, step):
+            pfn = np.arange(at, min(at + step, span.end), dtype=np.uint64)
+            heat.observe(pfn, idle[: len(pfn)])
+
+
+class Stages:
+    """Called with the state after each cycle; a generator says what comes next."""
+
+    def __init__(self, host: RemoteHost, spec: Spec) -> None:
+        self._host = host
+        self._spec = spec
+        self._run: Generator[None, State, None] | None = None
+        self.daemon: Daemon | None = None
+
+    def __call__(self, state: State) -> None:
+        if self._run is None:
+            self._run = self._stages(state)
+            next(self._run)
+            return
+        try:
+            self._run.send(state)
+        except StopIteration:
+            os.kill(os.getpid(), signal.SIGTERM)
+            # Cycles that begin before the signal is seen do no harm.
+            self._run = self._idle()
+            next(self._run)
+
+    @staticmethod
+    def _idle() -> Generator[None, State, None]:
+        while True:
+            yield
+
+    @property
+    def _engine(self) -> Engine:
+        assert self.daemon is not None
+        return self.daemon._worker._engine
+
+    def _share(self, share: float) -> None:
+        now = self._engine._config
+        sampling = now.sampling.model_copy(update={"cpu": share})
+        self._engine.reconfigure(now.model_copy(update={"sampling": sampling}))
+
+    def _stages(self, state: State) -> Generator[None, State, None]:
+        spec = self._spec
+        assert self.daemon is not None
+        address = self.daemon._exporter.address
+        tell("first", port=address[1] if address else 0, **memory())
+        if spec.touch:
+            began = time.process_time()
+            touch(self._engine, state.foundation.topology.spans)
+            tell("touched", seconds=time.process_time() - began, **memory())
+        yield from self._warm()
+        if spec.cycles:
+            yield from self._measure()
+        if spec.flag is not None:
+            tell("scrape")
+            while Path(spec.flag).exists():
+                yield
+        if spec.find:
+            yield from self._find()
+        tell("end", **memory())
+
+    def _warm(self) -> Generator[None, State, None]:
+        """A round over all blocks with a whole core, then the set share."""
+        sampler = self._engine._samplers[0]
+        self._share(FULL)
+        cycles, began = 0, self._host.monotonic()
+        while sampler._round._last is None and cycles < MOST_WARM:  # type: ignore[attr-defined]
+            cycles += 1
+            yield
+        seconds = self._host.monotonic() - began
+        self._share(self._spec.share)
+        # What the warming up overspent is not to be paid back out of the share now.
+        self._engine._budget._cpu._tokens = 0.0
+        sampler._carry = 0.0  # type: ignore[attr-defined]
+        for _ in range(SETTLE):
+            yield
+        status = sampler.status()
+        tell("warm", cycles=cycles, seconds=seconds, coverage=status.coverage)
+
+    def _measure(self) -> Generator[None, State, None]:
+        host, spec = self._host, self._spec
+        phases: dict[str, float] = {}
+        durations, latencies = [], []
+        before, began = host.cpu_times(), host.monotonic()
+        moved = 0
+        for _ in range(spec.cycles):
+            state = yield
+            report = state.report
+            assert report is not None
+            for phase, times in report.cpu.items():
+                phases[phase] = phases.get(phase, 0.0) + times.total
+            latencies.append(sum(times.total for times in report.cpu.values()))
+            durations.append(report.duration)
+            moved += sum(flow.moved for flow in report.flows)
+        used, seconds = host.cpu_times() - before, host.monotonic() - began
+        tell(
+            "measured",
+            seconds=seconds,
+            cpu=used.total,
+            own=used.user,
+            kernel=used.system,
+            phases=phases,
+            latency=np.percentile(latencies, [50, 99, 100]).tolist(),
+            duration=np.percentile(durations, [50, 99, 100]).tolist(),
+            moved_pages=moved,
+            **memory(),
+        )
+
+    def _find(self) -> Generator[None, State, None]:
+        """Time until 90 % of a new hot set is known for hot, and until it is in fast memory."""
+        host, sampler = self._host, self._engine._samplers[0]
+        status = sampler.status()
+        host.ask("arm")
+        began = host.monotonic()
+        seen = hot = moved = None
+        for _ in range(self._spec.find):
+            state = yield
+            now = host.monotonic() - began
+            # A page may be found and moved within one cycle: what is in fast memory is known.
+            fast, heads, pages = host.ask("newcomer")
+            recent = hotness.recent(self._engine._heat.states(heads))
+            if seen is None and (fast > 0 or np.any(recent > 0)):
+                seen = now
+            if hot is None and fast + float(pages[recent >= 2].sum()) >= 0.9:
+                hot = now
+            if fast >= 0.9:
+                moved = now
+            observing = state.report is not None and state.report.mode != "tier"
+            if moved is not None or (observing and hot is not None):
+                break
+        tell("found", seen=seen, hot=hot, moved=moved, bound=status.round_time)
+
+
+def policy(spec: Spec) -> Path:
+    path = Path(spec.directory) / "policy.yaml"
+    path.write_text(
+        f"version: 1\nmode: tier\ninterval: 1s\n"
+        f"tiers:\n  - {{name: dram, nodes: [0]}}\n  - {{name: cxl, nodes: [1]}}\n"
+        f'sampling: {{cpu: {spec.share:.4%}}}\nmetrics: {{listen: "127.0.0.1:0"}}\n'
+    )
+    return path
+
+
+def main(descriptor: int, spec: Spec) -> None:
+    link = Connection(socket.socket(fileno=descriptor).detach())
+    host = RemoteHost(link)
+    stages = Stages(host, spec)
+    path = policy(spec)
+    load: Callable[[], config.Loaded] = lambda: config.load([path])  # noqa: E731
+    options = Options(runtime=Path(spec.directory), watch=stages)
+    stages.daemon = Daemon(host, load, HostPace(host), options)
+    stages.daemon.run()
+
+
+if __name__ == "__main__":
+    assert commands  # what `tierd run` has loaded counts
+    main(int(sys.argv[1]), Spec(**json.loads(sys.argv[2])))

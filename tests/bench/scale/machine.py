@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The simulated machine in a process of its own: `python -m bench.scale.machine FD GIB`.
+
+Serves `tierd.host.simulated.SimulatedHost` over a connected socket, one request at a time, so
+that none of the machine's memory and CPU time is the daemon's.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tierd.config import SimulatedNode, Simulation, Workload
+from tierd.host import KPF, KernelError, Pfns
+from tierd.host.simulated import SimulatedHost, VirtualClock
+from tierd.host.workload import Counts, Indexes, Times
+
+PAGE = 4096
+GIB = 2**30
+NEWCOMER = 64 * 2**20
+"""Bytes of the hot set that appears."""
+QUIET = 1e-9
+"""Accesses per second of what is not used."""
+
+
+Shares = NDArray[np.float64]
+
+
+class Newcomer:
+    """Silent until `begin`; then 64 MiB of it get ten accesses per page and second."""
+
+    def __init__(self, pages: int) -> None:
+        self.first = pages // 3 // 512 * 512
+        self.pages = NEWCOMER // PAGE
+        self.begin = float("inf")
+
+    def _hot(self, index: Indexes) -> Counts:
+        return ((index >= self.first) & (index < self.first + self.pages)) * 10.0
+
+    def rates(self, index: Indexes, now: float) -> Counts:
+        return self._hot(index) * (now >= self.begin)
+
+    def expected(self, index: Indexes, since: Times, now: float) -> Counts:
+        return self._hot(index) * np.clip(now - np.maximum(since, self.begin), 0.0, None)
+
+
+def simulation(gib: int) -> Simulation:
+    """A quarter of the memory is fast and full of what came first; 95 % of all is in use: cold
+    bulk, a hot set of 2 % of memory, zipf, a scan, and a program that is silent at first."""
+    size = gib * GIB
+
+    def work(kind: str, share: float, per_page: float, hot: float = 0.0, **keys: Any) -> Workload:
+        """A program on `share` of all memory, `hot` of which gets `per_page` accesses per page
+        and second."""
+        return Workload(
+            kind=kind,  # type: ignore[arg-type]
+            size=mib(share),
+            hot=mib(hot) if hot else None,
+            accesses=max(size * (hot or share) / PAGE * per_page, QUIET),
+            **keys,
+        )
+
+    def mib(share: float) -> str:
+        return f"{int(size * share) // 2**21 * 2}MiB"
+
+    zipf = min(1 / 8, 8 / gib)
+    return Simulation(
+        nodes=(
+            SimulatedNode(id=0, size=mib(0.25), cpus=16, latency="0.0001ms"),
+            SimulatedNode(id=1, size=mib(0.75), latency="0.00025ms"),
+        ),
+        workloads=(
+            work("uniform", 0.55, 0.001, cgroup="bulk.slice"),
+            work("hotset", 0.2, 3.0, hot=0.02, cgroup="hot.slice"),
+            work("zipf", zipf, 10.0, skew=0.99, cgroup="zipf.slice"),
+            work("scan", 0.01, 0.5, cgroup="scan.slice"),
+            work("uniform", 0.05, 0.0, cgroup="new.slice"),
+        ),
+    )
+
+
+class Bench:
+    """What the bench itself asks of the machine, beside the Protocol."""
+
+    def __init__(self, gib: int) -> None:
+        self.host = SimulatedHost(simulation(gib), VirtualClock())
+        self._program = self.host.programs[-1]
+        self._newcomer = Newcomer(self._program.pages)
+        self._program.pattern = self._newcomer
+
+    def arm(self) -> None:
+        """Let the newcomer's hot set begin."""
+        self._newcomer.begin = self.host.monotonic()
+
+    def newcomer(self) -> tuple[float, Pfns, Shares]:
+        """Share of the newcomer's hot pages in fast memory; and of the folios that are not, the
+        first frame (sorted) and the share of the hot pages that is in each."""
+        first = self._program.first + self._newcomer.first
+        pfn = self._frames(first, first + self._newcomer.pages)
+        frames, flags = self.host.machine.frames, self.host.machine.flags(pfn)
+        slow = frames.node[frames.locate(pfn)] != 0
+        heads = pfn[slow & ((flags & KPF.COMPOUND_TAIL) == 0)]
+        owner = np.searchsorted(heads, pfn[slow], side="right") - 1
+        pages = np.bincount(owner[owner >= 0], minlength=len(heads))
+        return float(1 - slow.mean()), heads, pages / self._newcomer.pages
+
+    def _frames(self, first: int, end: int) -> Pfns:
+        """uint64[n]: where pages first..end-1 are, sorted."""
+        frames = self.host.machine.frames
+        found = []
+        for part in range(0, frames.blocks, 1 << 20):
+            blocks = np.arange(part, min(part + (1 << 20), frames.blocks))
+            blocks = blocks[frames.may_hold(blocks, first, end)]
+            ids = frames.rows(blocks)
+            row, offset = np.nonzero((ids >= first) & (ids < end))
+            found.append((frames.start_of(blocks)[row] + offset).astype(np.uint64))
+        frame: Pfns = np.sort(np.concatenate(found))
+        return frame
+
+
+def serve(connection: Connection, bench: Bench) -> None:
+    """Answer until the other end closes. A request is (seconds that the daemon worked since the
+    last one, method, arguments, array to fill or None); the answer is (time, kernel seconds,
+    failed, result, the filled array)."""
+    host = bench.host
+    while True:
+        try:
+            worked, name, arguments, out = connection.recv()
+        except EOFError:
+            return
+        host.sleep(worked)
+        target = bench if hasattr(Bench, name) else host
+        try:
+            more = () if out is None else (out,)
+            result, failed = getattr(target, name)(*arguments, *more), False
+        except KernelError as error:
+            result, failed = error.args, True
+        connection.send((host.monotonic(), host.cpu_times().system, failed, result, out))
+
+
+if __name__ == "__main__":
+    served = Bench(int(sys.argv[2]))
+    link = Connection(socket.socket(fileno=int(sys.argv[1])).detach())
+    link.send("ready")
+    serve(link, served)
