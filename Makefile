@@ -72,17 +72,6 @@ guest: ## A root shell in a guest with two tiers; CMD='...' runs one command the
 check-series: ## Check the kernel patches: checkpatch, sparse, builds in all configurations
 	@tests/rig/check-series
 
-.PHONY: selftest selftest-debug
-selftest: $(VENV)/.dev ## The kernel series' selftest on machines A and B
-	@$(VENV)/bin/python -m pytest tests/guest/test_selftest.py $(PYTEST_ARGS)
-selftest-debug: $(VENV)/.dev ## The same on the debug kernel, and with a security module
-	@TIERD_SELFTEST_KERNEL=debug \
-	  $(VENV)/bin/python -m pytest tests/guest/test_selftest.py $(PYTEST_ARGS)
-
-.PHONY: mutants
-mutants: ## Put each mistake back into the kernel series and see which test notices: ONLY='B02 ...'
-	@PYTHONPATH=tests exec $(PYTHON) -m mutants --only '$(ONLY)'
-
 .PHONY: stress
 stress: ## Storms against move_phys_pages on the debug kernel: SECONDS=300 ONLY='name ...' JOBS=1
 	@PYTHONPATH=tests exec $(PYTHON) -m stress --seconds $(or $(SECONDS),300) \

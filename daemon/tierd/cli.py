@@ -70,6 +70,8 @@ def _tierd_parser() -> argparse.ArgumentParser:
     _config_option(probe)
     probe.add_argument("--json", action="store_true", help="print JSON")
     _add_simulate(verbs)
+    _add_record(verbs)
+    _add_replay(verbs)
     verbs.add_parser("schema", help="print the JSON schema of policies")
     verbs.add_parser("version", help="print the version")
     return parser
@@ -132,6 +134,60 @@ def _add_simulate(verbs: Any) -> None:
         "--listen", metavar="ADDRESS:PORT", help="serve /metrics there; none for nowhere"
     )
     simulate.add_argument("--verbose", action="store_true", help="print what goes to the journal")
+
+
+def _seconds(text: str) -> float:
+    """Seconds of a duration written as in a policy."""
+    number, unit = text.rstrip("mshin"), text.lstrip("0123456789.")
+    factor = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}.get(unit)
+    try:
+        value = float(number) * (factor or 0.0)
+    except ValueError:
+        value = 0.0
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration such as 30s, 5min or 2h")
+    return value
+
+
+def _add_record(verbs: Any) -> None:
+    record = verbs.add_parser(
+        "record", help="observe, move nothing, and write what is seen into a trace"
+    )
+    _config_option(record)
+    record.add_argument(
+        "--out",
+        type=Path,
+        default=Path("tierd.trace"),
+        metavar="FILE",
+        help="a new file, which its owner alone may read (default: tierd.trace)",
+    )
+    length = record.add_mutually_exclusive_group()
+    length.add_argument(
+        "--cycles", type=_number(1, 10**9, int), metavar="N", help="end after N cycles"
+    )
+    length.add_argument(
+        "--duration", type=_seconds, metavar="TIME", help="end after so long, such as 5min"
+    )
+    record.add_argument(
+        "--clock",
+        choices=("real", "virtual"),
+        default="real",
+        help="of a simulated host: virtual does not wait between cycles (default: real)",
+    )
+    _runtime_option(record, "/run/tierd, a private one for a simulated host")
+    record.add_argument("--verbose", action="store_true", help="print what goes to the journal")
+
+
+def _add_replay(verbs: Any) -> None:
+    replay = verbs.add_parser(
+        "replay", help="say what a policy would have done with what a trace recorded"
+    )
+    replay.add_argument("trace", type=Path, metavar="TRACE", help="a file that tierd record wrote")
+    _config_option(replay)
+    replay.add_argument(
+        "--against", type=Path, metavar="FILE", help="compare with this other policy"
+    )
+    replay.add_argument("--json", action="store_true", help="print JSON, with every cycle")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import json
 import logging
+import math
 import os
 import shutil
 import signal
@@ -14,9 +15,19 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from tierd import __version__, assembly, config, journal, ladder, render, service, topology
+from tierd import (
+    __version__,
+    assembly,
+    config,
+    journal,
+    ladder,
+    render,
+    replay,
+    service,
+    topology,
+)
 from tierd.config import ConfigError, Loaded, Simulation
 from tierd.host import CapabilitySet, Host
 from tierd.host.linux import LinuxHost
@@ -26,16 +37,34 @@ from tierd.pace import HostPace, Pace, RealPace
 from tierd.service import CONFIG, FAILURE, KERNEL, OK, Daemon, Fatal, Options
 from tierd.state import State, status
 from tierd.topology import Topology, TopologyError
+from tierd.trace import TraceError
+from tierd.trace.file import Reader
+
+USAGE: Final = 2
 
 
 def dispatch(options: argparse.Namespace) -> int:
     """Run the command that was parsed. Returns the exit status."""
+    try:
+        return _dispatch(options)
+    except ConfigError as error:
+        return _invalid(error)
+    except Fatal as error:
+        return _fatal(error)
+    except (TraceError, TopologyError) as error:
+        print(f"tierd: {error}", file=sys.stderr)
+        return FAILURE
+
+
+def _dispatch(options: argparse.Namespace) -> int:
     commands: dict[str, Callable[[argparse.Namespace], int]] = {
         "run": run,
         "check-config": check_config,
         "probe": probe,
         "simulate": simulate,
         "schema": schema,
+        "record": record,
+        "replay": replay_,
     }
     return commands[options.command](options)
 
@@ -161,6 +190,91 @@ def _runtime(given: Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="tierd-") as private:
         yield Path(private)
+
+
+# -- record, replay ------------------------------------------------------------------------------
+
+
+def record(options: argparse.Namespace) -> int:
+    """Observe this host, or a simulated one, and write what is seen into a trace."""
+    level = logging.INFO if options.verbose else logging.WARNING
+    journal.install(journal.StderrHandler(prefix=False), level)
+    loaded, machine = _observing(options)
+    if machine is None:
+        host, pace = _real(options)
+    else:
+        host, pace = _simulated(machine, options.clock)
+    limit = options.cycles
+    if options.duration is not None:
+        limit = max(math.ceil(options.duration / loaded.config.interval), 1)
+    private = options.runtime_directory is None and machine is not None
+    with _runtime(None if private else options.runtime_directory or service.RUNTIME) as runtime:
+        print(f"recording to {options.out}; Ctrl-C ends it", flush=True)
+        settings = Options(runtime=runtime, limit=limit, trace=options.out)
+        daemon = Daemon(host, lambda: _observing(options)[0], pace, settings)
+        try:
+            daemon.run()
+        except Fatal as error:
+            code = _fatal(error)
+            if "running already" in str(error):
+                print(
+                    "tierd: to record what the running daemon sees, set trace.directory in its"
+                    " policy and reload it",
+                    file=sys.stderr,
+                )
+            return code
+    return _recorded(options.out)
+
+
+def _real(options: argparse.Namespace) -> tuple[Host, Pace]:
+    if options.clock == "virtual":
+        raise Fatal(USAGE, "--clock virtual is for a policy with simulation:")
+    service.check_privileges()
+    return LinuxHost(), RealPace()
+
+
+def _observing(options: argparse.Namespace) -> tuple[Loaded, Simulation | None]:
+    """The policy, with nothing moved, served or recorded elsewhere."""
+    loaded = config.load(None if options.config is None else [options.config])
+    changes = {"mode": config.Mode.OBSERVE, "metrics": config.Metrics(listen=None)}
+    changed = loaded.config.model_copy(update={**changes, "trace": config.Trace()})
+    return loaded.with_config(changed), loaded.config.simulation
+
+
+def _recorded(path: Path) -> int:
+    """Say what is in the file; a recording that broke off has said why already."""
+    with Reader(path) as trace:
+        count = sum(1 for _ in trace.cycles())
+        print(f"{path}: {count} cycles, {render.size(path.stat().st_size)}")
+        return OK if trace.complete else FAILURE
+
+
+def replay_(options: argparse.Namespace) -> int:
+    """Run one policy or two over a trace. Needs no privileges."""
+    policies: list[Loaded] = []
+    for given in (options.config, options.against):
+        if given is not None or not policies:
+            policies.append(config.load(None if given is None else [given]))
+    with Reader(options.trace) as trace:
+        for loaded in policies:
+            _check_tiers(loaded, trace)
+        forecast = replay.replay(trace.header, trace.cycles(), [each.config for each in policies])
+        if not forecast.cycles:
+            raise TraceError(f"{options.trace}: holds no whole cycle")
+        document = replay.document(forecast, [each.source for each in policies], trace)
+    if options.json:
+        print(json.dumps(document))
+    else:
+        sys.stdout.write(render.forecast(document, render.Style(sys.stdout)))
+    return OK
+
+
+def _check_tiers(loaded: Loaded, trace: Reader) -> None:
+    """Raise ConfigError where the recorded host does not have what the policy names."""
+    nodes = [node.id for node in trace.header.nodes if node.spans]
+    problems = loaded.node_problems(nodes)
+    if problems:
+        raise ConfigError(problems)
 
 
 # -- check-config, schema ------------------------------------------------------------------------

@@ -170,13 +170,9 @@ def _lookup(table: Pfns, pfn: Pfns) -> tuple[NDArray[np.intp], NDArray[np.bool_]
 TRIP: Final = 0.5
 """Share of a class's promotions that go back soon at which it is stopped."""
 
-TRIP_LIMIT: Final = 0.25
-"""Share of what the rate limit allows that is wasted in the long run before a class is stopped:
-some promotions are always mistaken, and a few cost little."""
-
-TRIP_FAST: Final = 1 / 16
-"""Share of the faster tier that is wasted within the memory of `Thrash` at which a class is
-stopped in any case."""
+TRIP_PAGES: Final = 1024
+"""Fewer wasted pages than this, or than a hundredth of the faster tier, never stop a class:
+4 MiB can be bad luck."""
 
 OUTLIVE: Final = 1.3
 """Times its longest recent life after which a pattern is taken to last."""
@@ -198,11 +194,11 @@ class Thrash:
     time that promotions used to last, its pattern is taken to last and promotion begins again.
     """
 
-    def __init__(self, classes: int, fast: int, limit: int) -> None:
+    def __init__(self, classes: int, fast: int) -> None:
         """For `classes` configured classes and the pages that are in none (index -1); `fast`:
-        frames of the faster tier; `limit`: frames that may be promoted in a cycle."""
+        frames of the faster tier."""
         n = classes + 1
-        self._least = min(TRIP_LIMIT * limit / (1 - MEMORY), TRIP_FAST * fast)
+        self._least = min(TRIP_PAGES, fast // 100)
         self._promoted = np.zeros(n)
         self._wasted = np.zeros(n)
         self.stopped = np.zeros(n, np.bool_)
@@ -219,8 +215,9 @@ class Thrash:
         wasted: NDArray[np.int64],
         life: NDArray[np.float64],
         persists: NDArray[np.bool_],
-    ) -> None:
-        """One cycle. All arrays have one entry per class, the last for pages in none.
+    ) -> bool:
+        """One cycle; returns whether a class begins again. All arrays have one entry per class,
+        the last for pages in none.
 
         promoted, wasted: base pages in this cycle. life: mean seconds between the promotion and
         the demotion of the wasted ones (0 without any). persists: whether the class's candidates
@@ -244,6 +241,7 @@ class Thrash:
         self._promoted[calm] = 0
         self._wasted[calm] = 0
         self.stopped = (self.stopped | trip) & ~calm
+        return bool(calm.any())
 
 
 PIECES_MOST: Final = 1 << 40

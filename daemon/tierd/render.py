@@ -207,6 +207,91 @@ def _row(start: str, entry: Mapping[str, Any]) -> Iterator[str]:
         yield f"{start if index == 0 else ' ' * len(start)}{line}"
 
 
+STRETCHES: Final = 10
+"""Rows of a forecast's course."""
+
+
+def forecast(doc: Mapping[str, Any], style: Style) -> str:
+    """What `tierd replay` found."""
+    return "\n".join(_forecast(doc, style)) + "\n"
+
+
+def _forecast(doc: Mapping[str, Any], style: Style) -> Iterator[str]:
+    trace, policies = doc["trace"], doc["policies"]
+    text = f"{trace['file']}: {trace['cycles']} cycles in {seconds(trace['seconds'])}, "
+    yield from map(style.bold, _labelled("trace", text + f"{size(trace['seen'])} seen"))
+    yield from _labelled("host", f"{trace['host']}, tierd {trace['tierd']}")
+    if not trace["complete"]:
+        yield from map(style.warn, _labelled("", "it was cut off: the cycles that are whole count"))
+    for label, each in zip("AB", policies, strict=False):
+        name = f"policy {label}" if len(policies) > 1 else "policy"
+        yield from _labelled(name, each["policy"])
+    yield ""
+    yield from _totals(policies, style)
+    for label, each in zip("AB", policies, strict=False):
+        yield from _placement(each, f"policy {label}" if len(policies) > 1 else "", style)
+        for way, reasons in each["skipped_pages"].items():
+            if reasons:
+                found = ", ".join(f"{name} {pages}" for name, pages in reasons.items())
+                yield from _labelled("stayed", f"{way}: {found} (pages, all cycles)")
+    yield ""
+    yield from _course(policies, style)
+
+
+def _totals(policies: Sequence[Mapping[str, Any]], style: Style) -> Iterator[str]:
+    names = ["A", "B"] if len(policies) > 1 else ["forecast"]
+    heads = "".join(f"{name:>14}" for name in ("recorded", *names[: len(policies)]))
+    yield style.bold(f"{'':<24}{heads}")
+    first = policies[0]["recorded_hit_ratio"]
+    for key, text in (("mean", "hit ratio, mean"), ("last", "hit ratio, at the end")):
+        values = [first[key], *(each["hit_ratio"][key] for each in policies)]
+        yield f"{text:<24}" + "".join(f"{percent(value):>14}" for value in values)
+    for key, text in (
+        ("promoted", "promoted"),
+        ("demoted", "demoted"),
+        ("wasted", "of that in vain"),
+    ):
+        sizes = "".join(f"{size(each[key]):>14}" for each in policies)
+        yield f"{text:<24}{'':>14}{sizes}"
+
+
+def _placement(policy: Mapping[str, Any], title: str, style: Style) -> Iterator[str]:
+    """Where the classes are at the end."""
+    tiers = policy["tiers"]
+    if not policy["resident"]:
+        return
+    yield ""
+    heads = "".join(f"{name[:11]:>13}" for name in tiers[:4])
+    width = WIDTH - len(heads)
+    yield style.bold(f"{title + ' at the end' if title else 'at the end':<{width}}{heads}")
+    for name in policy["resident"][tiers[0]]:
+        sizes = [policy["resident"][tier][name] for tier in tiers]
+        if name or any(sizes):
+            shown = name or ("others" if len(policy["resident"][tiers[0]]) > 1 else "all")
+            shown = shown if len(shown) < width else f"{shown[: width - 2]}~"
+            yield f"{shown:<{width}}" + "".join(f"{size(each):>13}" for each in sizes[:4])
+
+
+def _course(policies: Sequence[Mapping[str, Any]], style: Style) -> Iterator[str]:
+    """Hit ratio and moves over time, in a few stretches."""
+    points = len(policies[0]["series"])
+    if not points:
+        return
+    labels = ["A", "B"] if len(policies) > 1 else [""]
+    heads = "".join(f"{f'hit {x}'.strip():>9}{'up':>11}{'down':>11}" for x in labels)
+    yield style.bold(f"{'until':>8}{'recorded':>10}{heads}")
+    begin = policies[0]["series"][0]["time"]
+    edges = sorted({points * (i + 1) // STRETCHES for i in range(STRETCHES)} - {0})
+    for first, end in zip([0, *edges], edges, strict=False):
+        until = policies[0]["series"][end - 1]
+        line = f"{seconds(until['time'] - begin):>8}{percent(until['recorded_hit_ratio']):>10}"
+        for each in policies:
+            part = each["series"][first:end]
+            up, down = (size(sum(p[key] for p in part)) for key in ("promoted", "demoted"))
+            line += f"{percent(part[-1]['hit_ratio']):>9}{up:>11}{down:>11}"
+        yield line
+
+
 class CycleTable:
     """One line per cycle, under a heading that comes again now and then."""
 

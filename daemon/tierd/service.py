@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
-from tierd import __version__, assembly, control, state
+from tierd import __version__, assembly, control, recorder, state
 from tierd.assembly import Foundation, Refused
 from tierd.config import Config, ConfigError, Loaded, Use
 from tierd.control import ControlError, Request, Verb
@@ -34,8 +34,10 @@ from tierd.ladder import RequiredMissing
 from tierd.metrics import Exporter, ListenError
 from tierd.notify import Notifier, passed_socket
 from tierd.pace import Pace
+from tierd.recorder import Recorder
 from tierd.state import Reload, State
 from tierd.topology import TopologyError
+from tierd.trace import TraceError
 from tierd.worker import Stopping, Worker, say_loaded, say_rejected
 
 OK: Final = 0
@@ -74,6 +76,8 @@ class Options:
     """Cycles after which to end, None for never."""
     watch: Callable[[State], None] = field(default=lambda state: None)
     """Called with the state after each cycle."""
+    trace: Path | None = None
+    """File to record to, whatever the policy says of traces."""
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     """Where the service manager's variables are."""
 
@@ -179,7 +183,7 @@ class Daemon:
         stack.enter_context(lock(self._options.runtime))
         self._exporter = self._export(stack, foundation)
         server = self._listen(stack)
-        worker = self._worker = self._build(foundation)
+        worker = self._worker = self._build(foundation, self._begin_trace(foundation))
         done = self._end_channel(stack)
         worker.start()
         try:
@@ -257,7 +261,16 @@ class Daemon:
         stack.callback(server.close)
         return server
 
-    def _build(self, foundation: Foundation) -> Worker:
+    def _begin_trace(self, foundation: Foundation) -> Recorder | None:
+        path = self._options.trace
+        if path is None:
+            return None
+        try:
+            return recorder.begin(self._host, foundation.topology, path, foundation.config)
+        except TraceError as error:
+            raise Fatal(FAILURE, str(error)) from None
+
+    def _build(self, foundation: Foundation, recording: Recorder | None) -> Worker:
         try:
             engine = assembly.assemble(self._host, foundation)
         except OSError as error:
@@ -282,6 +295,7 @@ class Daemon:
             limit=self._options.limit,
             watch=self._options.watch,
             ended=self._end,
+            recorder=recording,
         )
 
     def _end_channel(self, stack: ExitStack) -> socket.socket:

@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 
 from tierd import assembly
 from tierd.assembly import Foundation, Refused
-from tierd.config import ConfigError, Loaded, OnConflict, Problem
+from tierd.config import ConfigError, Loaded, OnConflict, Problem, Trace
 from tierd.engine import CycleReport, Engine
 from tierd.host import ForeignTierer, Host
 from tierd.journal import Event, record
@@ -28,8 +28,10 @@ from tierd.ladder import RequiredMissing
 from tierd.metrics import Exporter
 from tierd.notify import Notifier
 from tierd.pace import Pace
+from tierd.recorder import Recorder, begin_in
 from tierd.state import Reload, State
 from tierd.topology import TopologyError
+from tierd.trace import TraceError
 
 T = TypeVar("T")
 
@@ -74,8 +76,10 @@ class Worker:
         limit: int | None = None,
         watch: Callable[[State], None] = lambda state: None,
         ended: Callable[[], None] = lambda: None,
+        recorder: Recorder | None = None,
     ) -> None:
-        """`load` loads the policy anew; `watch` is called after each cycle, `ended` once."""
+        """`load` loads the policy anew; `watch` is called after each cycle, `ended` once;
+        `recorder` is one apart from what the policy says."""
         self._host = host
         self._engine = engine
         self.state = state
@@ -93,6 +97,8 @@ class Worker:
         self._degraded: frozenset[str] = frozenset()
         self._failures = 0
         self._holds: dict[str, str] = {}
+        self._recorder = recorder
+        self._recorded: Trace | None = None
         self._overrun_said = float("-inf")
         self._foreign_said: set[ForeignTierer] = set()
         self.failure: BaseException | None = None
@@ -137,12 +143,16 @@ class Worker:
             self._ended()
 
     def _run(self) -> None:
+        self._record()
         begun = self._pace.now()
         while not self._stopping.is_set():
             self._serve()
             if self._stopping.is_set():
                 break
             self._cycle()
+            if self._recorded is None and self._recorder and self._recorder.stopped:
+                self.failure = RuntimeError(self._recorder.stopped)
+                break
             if self._limit is not None and self.state.cycles + self.state.failures >= self._limit:
                 break
             begun = self._rest(begun)
@@ -209,6 +219,8 @@ class Worker:
         with contextlib.suppress(queue.Empty):
             while True:
                 self._calls.get_nowait()[1].set_exception(Stopping("the daemon is stopping"))
+        if self._recorder is not None:
+            self._recorder.close()
         try:
             self._engine.close()
         except Exception as error:  # the process ends anyway; it must say what it left behind
@@ -352,7 +364,31 @@ class Worker:
                 self._engine = assembly.assemble(self._host, old)
                 raise
         self._exporter.capabilities(foundation.capabilities)
+        rebuilt = foundation.topology is not old.topology
         self.state = replace(self.state, foundation=foundation)
+        self._record(anew=rebuilt)
+
+    def _record(self, *, anew: bool = False) -> None:
+        """Begin, go on with or end the recording that the policy asks for. One that was asked for
+        by hand goes on for as long as the nodes stay the same."""
+        foundation = self.state.foundation
+        wanted = foundation.config.trace
+        if self._recorded is None and self._recorder is not None and not anew:
+            self._engine.watcher = self._recorder
+            return
+        if wanted == self._recorded and not anew:
+            return
+        if self._recorder is not None:
+            self._recorder.close()
+        try:
+            self._recorder = begin_in(self._host, foundation.topology, foundation.config)
+        except TraceError as error:
+            _log.warning("nothing is recorded: %s", error)
+            self._recorder = None
+        self._recorded = wanted
+        self._engine.watcher = self._recorder
+        if self._recorder is not None:
+            _log.info("recording to %s", self._recorder.writer.path)
 
     # -- what operators ask for; run in this thread through `call` -----------------------------
 

@@ -90,6 +90,9 @@ class Machine:
     def cgroup_inodes(self, pfn: Pfns) -> np.ndarray:
         return self.cgroup[pfn.astype(int) - self.base]
 
+    def cgroup_memory(self, path: str) -> Mapping[int, int]:
+        return {}  # so that owners are drawn
+
     def pressure(self, cgroup: str = "") -> Mapping[str, float]:
         return self.psi.get(cgroup, {})
 

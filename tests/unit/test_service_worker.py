@@ -25,6 +25,7 @@ from tierd.metrics import Exporter
 from tierd.notify import Notifier
 from tierd.pace import HostPace
 from tierd.state import Reload, State, status, top
+from tierd.trace.file import Reader
 from tierd.worker import MAX_FAILURES, Stopping, Worker
 
 POLICY = """\
@@ -297,6 +298,45 @@ def test_a_reload_that_is_the_same_is_said_once(
     finish(running)
     assert all(future.result().ok for future in futures)
     assert not events(caplog, Event.CONFIG_LOADED)
+
+
+def test_a_recording_follows_the_policy_and_heat_survives_its_beginning_and_end(
+    bench: Bench, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    running = bench.worker(12)
+    before = bench.engine
+    there = f"trace: {{directory: {tmp_path}}}\n"
+    steps = {2: POLICY + there, 6: POLICY, 8: POLICY + f"trace: {{directory: {tmp_path}/no}}\n"}
+
+    def watch(state: State) -> None:
+        if state.cycles in steps:
+            bench.policy.write_text(steps[state.cycles])
+            running.call(running.reload)
+
+    running._watch = watch
+    finish(running)
+    assert running._engine is before
+    (path,) = tmp_path.glob("*.trace")
+    with Reader(path) as trace:
+        assert len(list(trace.cycles())) == 4
+        assert trace.complete
+    assert running.state.cycles == 12
+    (warning,) = [each for each in caplog.messages if "nothing is recorded" in each]
+    assert "no/tierd-" in warning
+    assert "cannot be created: No such file or directory" in warning
+
+
+def test_a_recording_ends_at_the_size_that_the_policy_allows(bench: Bench, tmp_path: Path) -> None:
+    bench.policy.write_text(POLICY + f"trace: {{directory: {tmp_path}, size: 3KiB}}\n")
+    running = bench.worker(30)
+    running.call(running.reload)
+    finish(running)
+    (path,) = tmp_path.glob("*.trace")
+    assert 3 * 1024 <= path.stat().st_size < 6 * 1024
+    with Reader(path) as trace:
+        assert 0 < len(list(trace.cycles())) < 30
+        assert trace.complete
+    assert running.state.cycles == 30
 
 
 def test_heat_survives_a_reload_of_budgets_only(bench: Bench) -> None:

@@ -396,6 +396,20 @@ class Conflicts(Model):
     """What to do when another tiering daemon is found."""
 
 
+class Trace(Model):
+    directory: str | None = None
+    """Where the daemon writes a trace of what it sees, a new file at each start and each change
+    here; null for nowhere. See tierd replay."""
+    size: Size = 2**30
+    """Size of a file from which on no more is written to it."""
+
+    @model_validator(mode="after")
+    def _absolute(self) -> Self:
+        if self.directory is not None and not self.directory.startswith("/"):
+            raise problem(("directory",), "not an absolute path", "such as /var/lib/tierd")
+        return self
+
+
 class Workload(Model):
     """One simulated program."""
 
@@ -477,6 +491,8 @@ class Config(Model):
     """The Prometheus endpoint."""
     conflicts: Conflicts = Conflicts()
     """What to do about others who move pages on this host."""
+    trace: Trace = Trace()
+    """The recording of what the daemon sees; by default there is none."""
     simulation: Simulation | None = None
     """The simulated host; only for tierd simulate."""
 

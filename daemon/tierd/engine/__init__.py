@@ -12,6 +12,7 @@ from tierd.engine.report import (
     SamplerReport,
     TierReport,
 )
+from tierd.engine.watch import Watcher
 
 __all__ = [
     "ClassReport",
@@ -21,4 +22,5 @@ __all__ = [
     "FlowReport",
     "SamplerReport",
     "TierReport",
+    "Watcher",
 ]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
@@ -16,13 +16,15 @@ from tierd.engine.owners import OwnerBook
 from tierd.engine.report import ClassReport, CycleReport, Explanation
 from tierd.engine.scout import LASTING, Scout
 from tierd.engine.tally import Circumstances, Tally, hit_ratio
+from tierd.engine.trial import Trial
+from tierd.engine.watch import Watcher
 from tierd.governor import Budget, Ledger, Pieces, Thrash
 from tierd.host import NO_PFN, CapabilitySet, CpuTimes, Feature, Host, NodeMemory, Pfns
 from tierd.hotness import SCAN_LIMIT, HeatMap, Seen, rate, rate_bound, recent
 from tierd.movers import Mover, MoveResult
 from tierd.pages import PageReader, PageReason
 from tierd.planner import Direction, Limits, MovePlan, Moves, Reason, Ways, code, plan
-from tierd.policy import DOOR, Changes, Room, Target, TierHeat, decide
+from tierd.policy import DOOR, Caution, Room, Target, TierHeat, decide
 from tierd.samplers import Sampler
 from tierd.topology import Topology
 
@@ -85,11 +87,14 @@ class Engine:
         )
         self._thrash = self._new_thrash(config)
         self._pieces = Pieces()
-        self._changes = [Changes() for _ in topology.tiers[1:]]
+        self._cautions = [Caution() for _ in topology.tiers[1:]]
+        self._trials: deque[Trial] = deque()
         self._cold_evidence = False
         self._number = 0
         self._since: CpuTimes | None = None
         """The process's CPU time at the end of the last cycle."""
+        self.watcher: Watcher | None = None
+        """Told of everything seen and moved; may be changed between two cycles."""
         self._targets: tuple[Target, ...] = ()
 
     # -- what the service calls --------------------------------------------------------------
@@ -109,12 +114,15 @@ class Engine:
         now.rate[Direction.DEMOTE] = allowance.demote_rate
         at = host.cpu_times()
         self._pay(at - self._since if self._since else CpuTimes(0.0, 0.0))
+        if self.watcher is not None:
+            self.watcher.begin(now.started, pressure)
         self._look(tally)
         at = self._clock(tally, "sample", at)
         tiers = self._tiers(tally.seen)
-        self._targets = decide(tiers, self._changes)
+        self._learn(now.started)
+        self._targets = decide(tiers, self._cautions)
         self._book.refresh()
-        self._book.draw(self._heat)
+        self._book.measure(self._heat)
         at = self._clock(tally, "heat", at)
         limits = Limits(
             allowance.promote // host.page_size,
@@ -123,9 +131,11 @@ class Engine:
         )
         plans = self._plan(tally, tiers, limits, now.started)
         at = self._clock(tally, "plan", at)
-        for each in plans:
-            self._carry_out(tally, each, now)
+        for index, each in enumerate(plans):
+            self._carry_out(tally, each, now, index)
         self._settle(tally, now.started)
+        if self.watcher is not None:
+            self.watcher.end([each.status() for each in self._samplers])
         self._since = self._clock(tally, "move", at)
         self._pay(tally.cpu["heat"], tally.cpu["plan"])
         return self._report(tally, now)
@@ -144,8 +154,7 @@ class Engine:
 
     def _new_thrash(self, config: Config) -> Thrash:
         fast = sum(self._topology.frames_of(node) for node in self._topology.tiers[0].nodes)
-        limit = int(config.migration.promote * config.interval) // self._host.page_size
-        return Thrash(len(config.classes), fast, limit)
+        return Thrash(len(config.classes), fast)
 
     def close(self) -> None:
         """Stop sampling; samplers restore what they changed in the kernel."""
@@ -155,18 +164,17 @@ class Engine:
     # -- sampling --------------------------------------------------------------------------
 
     def _look(self, tally: Tally) -> None:
-        first = self._targets[0] if self._targets else None
-        self._heat.tick(first.cooling if first else 0.0, first.heating if first else 0.0)
+        self._heat.tick(self._targets[0].changing if self._targets else 0.0)
         for sampler in self._samplers:
             before = self._host.cpu_times()
             seen: list[Seen] = []
             lost = 0
             for batch in sampler.sample(self._budget.cpu / len(self._samplers)):
-                seen += self._heat.observe(
-                    batch.pfn, batch.weight, batch.granularity, learn=batch.cold_evidence
-                )
+                seen += self._heat.observe(batch.pfn, batch.weight, batch.granularity)
                 lost += batch.lost
                 self._cold_evidence |= batch.cold_evidence
+                if self.watcher is not None:
+                    self.watcher.saw(batch)
             self._budget.spent(0, 0, (self._host.cpu_times() - before).total)
             tally.sampled(sampler.status(), seen, lost)
 
@@ -197,7 +205,6 @@ class Engine:
                         if n in memory
                     ),
                     histogram=self._heat.histogram(tier.nodes),
-                    settled=sum(each.settled for each in here),
                     expected=sum(each.expected for each in here),
                     met=sum(each.met for each in here),
                 )
@@ -219,16 +226,21 @@ class Engine:
     ) -> list[MovePlan]:
         """One plan for each boundary, the fastest first; together they keep within `limits`."""
         plans: list[MovePlan] = []
-        resident = self._book.resident(self._heat)
+        resident = self._book.resident
         taken: Pfns = np.zeros(0, np.uint64)
         filled: Counter[int] = Counter()  # frames of each node that the plans so far take
         for target in self._targets:
-            hot, cold = self._scout.candidates(
-                target, limits, self._config.migration, now, cold_evidence=self._cold_evidence
-            )
             # Floors and caps are of the fastest tier, whatever lies below it.
             grants = self._book.grants(
                 resident[target.fast], self._thrash.stopped, bounded=target.fast == 0
+            )
+            hot, cold = self._scout.candidates(
+                target,
+                limits,
+                grants,
+                self._config.migration,
+                now,
+                cold_evidence=self._cold_evidence,
             )
             ways = self._ways(target, tiers, filled)
             target = _with_less_room(target, filled)
@@ -273,13 +285,27 @@ class Engine:
             return "paused"
         return "tier" if self._config.mode is Mode.TIER and self._mover else "observe"
 
-    def _carry_out(self, tally: Tally, made: MovePlan, now: Circumstances) -> None:
+    def _carry_out(self, tally: Tally, made: MovePlan, now: Circumstances, boundary: int) -> None:
         """Demote, then promote into no more room than that made."""
         tally.planned(Direction.DEMOTE, made.demote)
+        states = [self._heat.states(moves.pfn) for moves in (made.demote, made.promote)]
         demoted = self._move(tally, Direction.DEMOTE, made.demote, now)
         promote = _fit_promotions(made.promote, demoted) if demoted else made.promote
         tally.planned(Direction.PROMOTE, promote)
-        self._move(tally, Direction.PROMOTE, promote, now)
+        promoted = self._move(tally, Direction.PROMOTE, promote, now)
+        if demoted and promoted:
+            trial = Trial.of(boundary, now.started, promoted, demoted, *states)
+            self._trials.append(trial)
+
+    def _learn(self, now: float) -> None:
+        """Judge pairs that have been looked at again since they were moved."""
+        wait = max(
+            [2 * self._config.interval, *(2 * s.status().round_time for s in self._samplers)]
+        )
+        while self._trials and self._trials[0].time <= now - wait:
+            trial = self._trials.popleft()
+            pairs, promised, gained = trial.outcome(self._heat)
+            self._cautions[trial.boundary].learn(pairs, promised, gained)
 
     def _move(
         self, tally: Tally, direction: Direction, moves: Moves, now: Circumstances
@@ -288,6 +314,8 @@ class Engine:
             return None
         deadline = self._host.monotonic() + max(self._config.interval, MOVE_SECONDS)
         result = self._mover.move(moves, deadline)
+        if self.watcher is not None:
+            self.watcher.moved(result)
         tally.carried_out(direction, moves, result.landed, result.moved)
         tally.seconds[direction] += result.seconds
         for reason, pages in result.failed.items():
@@ -311,6 +339,9 @@ class Engine:
         pages = result.moves.pages[result.moved]
         owner = self._owners_of(np.where(new == NO_PFN, old, new))
         np.add.at(tally.moved[direction], owner, pages)
+        if self._book.classes:
+            source, landed = result.moves.source[result.moved], result.landed[result.moved]
+            self._book.moved(owner, source, landed, pages)
         self._heat.move(old, new)
         opposite = Direction.DEMOTE if direction is Direction.PROMOTE else Direction.PROMOTE
         before = self._scout.moved[opposite].leave(old, now - self._waste_window)
@@ -339,7 +370,9 @@ class Engine:
         promoted, demoted = (tally.moved[each] for each in (Direction.PROMOTE, Direction.DEMOTE))
         self._budget.spent(int(promoted.sum()) * page, int(demoted.sum()) * page, 0.0)
         waste = tally.waste
-        self._thrash.update(now, promoted, waste.pages, waste.life, self._scout.persists)
+        if self._thrash.update(now, promoted, waste.pages, waste.life, self._scout.persists):
+            for caution in self._cautions:
+                caution.begin()
         for ledger in (*self._scout.moved.values(), self._scout.refused):
             ledger.prune(now - self._waste_window)
 
@@ -385,7 +418,7 @@ class Engine:
 
     def _class_reports(self, tally: Tally) -> tuple[ClassReport, ...]:
         page = self._host.page_size
-        resident = self._book.resident(self._heat)
+        resident = self._book.resident
         return tuple(
             ClassReport(
                 match=rule.match,

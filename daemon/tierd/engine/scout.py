@@ -15,11 +15,11 @@ from tierd.governor import Ledger
 from tierd.host import Pfns
 from tierd.hotness import Candidates, HeatMap, level_state
 from tierd.pages import PageReader, PageReason
-from tierd.planner import FREE_TO_GO, Direction, Folios, Limits, Reason, code
+from tierd.planner import FREE_TO_GO, Direction, Folios, Limits, Owners, Reason, code
 from tierd.policy import DOOR, Target
 from tierd.topology import Topology
 
-SEARCH_SHARE: Final = 4
+SEARCH_SHARE: Final = 2
 """Candidates looked up per page that the budget allows: some are refused."""
 
 REFUSALS: Final = {
@@ -45,6 +45,10 @@ LASTING: Final = (
 counted under the same reason, for the minimum residency. So is a large folio for which there is
 no room in one piece."""
 
+MOST_PROTECTED: Final = 1 << 18
+MOST_DRAWN: Final = 1 << 16
+"""Frames looked up beyond what a cycle can move, for the sake of floors and caps."""
+
 _NONE: Final = Candidates(np.zeros(0, np.uint64), np.zeros(0, np.uint16))
 
 
@@ -65,9 +69,17 @@ class Scout:
         self.persists: NDArray[np.bool_] = np.ones(1, np.bool_)
         """Per class (the last: none): its candidates are mostly those of the cycle before."""
         self._wanted: Pfns = np.zeros(0, np.uint64)
+        self._random = np.random.default_rng(topology.generation)
 
     def candidates(
-        self, target: Target, limits: Limits, rules: Migration, now: float, *, cold_evidence: bool
+        self,
+        target: Target,
+        limits: Limits,
+        grants: Owners,
+        rules: Migration,
+        now: float,
+        *,
+        cold_evidence: bool,
     ) -> tuple[Folios, Folios]:
         """Candidates for promotion to `target.fast` and possible victims there, as many as the
         budget can use. Without evidence of coldness there are no victims."""
@@ -79,7 +91,9 @@ class Scout:
         due = SEARCH_SHARE * sum(target.need.values()) + len(hot)
         if self._book.classes:  # a class above its cap is due whatever the others do
             due = SEARCH_SHARE * limits.demote
-        due = min(due, SEARCH_SHARE * limits.demote)
+        # The coldest may all be protected by floors: look beyond them.
+        floor = min(int(np.minimum(grants.floor, grants.resident).sum()), MOST_PROTECTED)
+        due = min(due, SEARCH_SHARE * limits.demote + floor)
         cold = self._heat.coldest(fast, due) if cold_evidence and due else _NONE
         if len(fast) > 1 and len(cold):
             cold = self._add_nodes(cold, target.need, len(hot), due)
@@ -87,9 +101,24 @@ class Scout:
         if cold_evidence:
             cold = self._add_large(cold, fast, hot_folios)
         cold_folios = self._describe(cold, fast, slow, Direction.DEMOTE, rules, now)
+        if cold_evidence:
+            over = self._drawn_over_cap(fast, grants, limits)
+            more = self._describe(over, fast, slow, Direction.DEMOTE, rules, now)
+            cold_folios = cold_folios.joined(more.only(grants.resident > grants.cap))
         if target.fast == 0:
             self._compare(hot_folios)
         return hot_folios, cold_folios
+
+    def _drawn_over_cap(self, fast: Sequence[int], grants: Owners, limits: Limits) -> Candidates:
+        """Frames drawn at random, enough that those of classes above their cap are among them:
+        a class may be above it with pages that are all hotter than anybody else's."""
+        over = np.maximum(grants.resident - grants.cap, 0)
+        wanted = min(int(over.sum()), limits.demote)
+        if not wanted:
+            return _NONE
+        share = grants.resident[over > 0].sum() / max(int(grants.resident.sum()), 1)
+        drawn = self._heat.pick(fast, min(int(2 * wanted / share), MOST_DRAWN), self._random)
+        return _union([drawn])
 
     def _add_nodes(
         self, cold: Candidates, need: Mapping[int, int], guests: int, most: int
@@ -140,7 +169,6 @@ class Scout:
             pages=info.pages,
             node=info.node,
             state=state,
-            rate=self._heat.forecast.rate(state),
             owner=table.classes(info.cgroup),
             refused=refused,
             allowed={

@@ -82,8 +82,7 @@ def code(reason: Reason) -> int:
 class Folios:
     """Candidates in one direction; parallel arrays of length n, in any order.
 
-    pfn: uint64 heads, each once; pages: uint32; node: int32; state: uint16 of the heat, which
-    decides between equals; rate: float64, accesses per window to be expected.
+    pfn: uint64 heads, each once; pages: uint32; node: int32; state: uint16 of the heat.
     owner: int16 class index, -1 for none. refused: int8, FREE_TO_GO or a code of `REASONS`.
     allowed: bool by node id, whether the owner's cpuset lets the folio be there.
     """
@@ -92,7 +91,6 @@ class Folios:
     pages: NDArray[np.uint32]
     node: NDArray[np.int32]
     state: NDArray[np.uint16]
-    rate: NDArray[np.float64]
     owner: NDArray[np.int16]
     refused: NDArray[np.int8]
     allowed: Mapping[int, NDArray[np.bool_]]
@@ -104,13 +102,33 @@ class Folios:
         """Those that are not in `taken`."""
         if not len(taken):
             return self
-        keep = ~np.isin(self.pfn, taken)
+        return self._kept(~np.isin(self.pfn, taken))
+
+    def only(self, owners: NDArray[np.bool_]) -> Folios:
+        """Those of some owners; owners: bool[classes + 1], the last for folios in no class."""
+        return self._kept(owners[self.owner])
+
+    def joined(self, others: Folios) -> Folios:
+        """These and those of the others, on the same nodes, that are not among them."""
+        more = others.without(self.pfn)
+        if not len(more):
+            return self
+        return Folios(
+            np.concatenate([self.pfn, more.pfn]),
+            np.concatenate([self.pages, more.pages]),
+            np.concatenate([self.node, more.node]),
+            np.concatenate([self.state, more.state]),
+            np.concatenate([self.owner, more.owner]),
+            np.concatenate([self.refused, more.refused]),
+            {n: np.concatenate([mask, more.allowed[n]]) for n, mask in self.allowed.items()},
+        )
+
+    def _kept(self, keep: NDArray[np.bool_]) -> Folios:
         return Folios(
             self.pfn[keep],
             self.pages[keep],
             self.node[keep],
             self.state[keep],
-            self.rate[keep],
             self.owner[keep],
             self.refused[keep],
             {node: mask[keep] for node, mask in self.allowed.items()},
