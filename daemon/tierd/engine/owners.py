@@ -21,8 +21,9 @@ from tierd.pages import OwnerTable, PageReader
 from tierd.planner import UNLIMITED, Owners
 from tierd.topology import Topology
 
-REFRESH: Final = 8
-"""Cycles between two readings of all cgroups."""
+REFRESH: Final = 30
+"""Cycles between two readings of all cgroups. A new cgroup is noticed by its first candidate and
+a cpuset is kept by the kernel in any case, so this is for rules that have become wider."""
 
 FEW: Final = 16
 """Cgroups whose memory is read in every cycle: the kernel sums over all CPUs each time."""

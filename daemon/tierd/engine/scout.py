@@ -133,6 +133,8 @@ class Scout:
 
     def _add_large(self, cold: Candidates, fast: Sequence[int], hot: Folios) -> Candidates:
         """Victims as large as the candidates, which may be few among the coldest frames."""
+        if not len(hot):
+            return cold
         large = zip(*np.unique(hot.pages[hot.pages > 1], return_counts=True), strict=True)
         more = [
             self._heat.coldest(fast, SEARCH_SHARE * int(count), align=int(size))
@@ -150,6 +152,8 @@ class Scout:
         now: float,
     ) -> Folios:
         """Candidates as they are now; what is gone is forgotten."""
+        if not len(found):
+            return Folios.none(targets)
         order = np.argsort(found.pfn)
         asked = found.pfn[order]
         info = self._reader.describe(asked)
@@ -199,5 +203,7 @@ class Scout:
 
 def _union(found: Sequence[Candidates]) -> Candidates:
     """Each frame once."""
+    if len(found) == 1:
+        return found[0]
     pfn, first = np.unique(np.concatenate([each.pfn for each in found]), return_index=True)
     return Candidates(pfn, np.concatenate([each.state for each in found])[first])

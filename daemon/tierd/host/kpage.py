@@ -82,10 +82,29 @@ class FrameFile(_Opened):
         if not len(pfn):
             return out
         cuts = np.flatnonzero(np.diff(pfn) > GAP) + 1
-        scratch = np.empty(RUN, np.uint64)
-        for begin, end in zip([0, *cuts.tolist()], [*cuts.tolist(), len(pfn)], strict=True):
-            self._read_near(pfn[begin:end], out[begin:end], scratch)
+        begins, ends = np.append(0, cuts), np.append(cuts, len(pfn))
+        whole = pfn[ends - 1] - pfn[begins] == (ends - begins - 1).astype(np.uint64)
+        whole &= ends - begins <= RUN
+        # Many small groups are the ordinary case: as little as can be for each of them.
+        view, fd, groups = out.data.cast("B"), self.fd(), whole.tolist()
+        begins *= ENTRY
+        ends *= ENTRY
+        position = (pfn[begins // ENTRY] * np.uint64(ENTRY)).tolist()
+        scratch: NDArray[np.uint64] | None = None
+        for i, (begin, end) in enumerate(zip(begins.tolist(), ends.tolist(), strict=True)):
+            if groups[i] and self._read_at_once(fd, view[begin:end], position[i]):
+                continue
+            scratch = np.empty(RUN, np.uint64) if scratch is None else scratch
+            part = slice(begin // ENTRY, end // ENTRY)
+            self._read_near(pfn[part], out[part], scratch)
         return out
+
+    def _read_at_once(self, fd: int, view: memoryview, position: int) -> bool:
+        """Whether one call filled `view`."""
+        try:
+            return os.preadv(fd, [view], position) == len(view)
+        except OSError as error:
+            raise kernel_error(error, self.path) from None
 
     def _read_near(self, pfn: Pfns, out: NDArray[np.uint64], scratch: NDArray[np.uint64]) -> None:
         first, last = int(pfn[0]), int(pfn[-1])

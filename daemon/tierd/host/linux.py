@@ -56,6 +56,10 @@ _MOVE_PAGES_NUMBERS: Final = {"x86_64": 279, "aarch64": 239}
 NOT_WRITTEN: Final = np.int32(-(2**31))
 """Status of an entry that the kernel never reached; no node and no errno."""
 
+WATERMARK_SECONDS: Final = 30.0
+"""How long watermarks are taken to stay: only an operator or hotplug changes them, and
+/proc/zoneinfo is as long as there are CPUs."""
+
 Syscall = Callable[..., int]
 """syscall(2): number and arguments in, the result or -1 with ctypes.get_errno() out."""
 
@@ -96,6 +100,8 @@ class LinuxHost:
         self._handshake: probe.Handshake | str | None = None
         self._woken = threading.Event()
         self._page_size = os.sysconf("SC_PAGE_SIZE")
+        self._watermarks: Mapping[int, int] | None = None
+        self._watermarks_until = 0.0
 
     # -- what this is ----------------------------------------------------------------------
 
@@ -124,7 +130,11 @@ class LinuxHost:
         """Room on each node now."""
         root = self._sys / "devices/system/node"
         online = sorted(sysfs.parse_list(sysfs.read_text(root / "online"))) or [0]
-        rooms = sysfs.node_memory(self._proc, self._sys, online)
+        now = self.monotonic()
+        if self._watermarks is None or now >= self._watermarks_until:
+            self._watermarks = sysfs.watermarks(self._proc)
+            self._watermarks_until = now + WATERMARK_SECONDS
+        rooms = sysfs.node_memory(self._proc, self._sys, online, self._watermarks)
         return tuple(room for room in rooms if room.total)
 
     def cgroups(self) -> tuple[Cgroup, ...]:

@@ -9,8 +9,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from tierd.host import Cgroup, Node, NodeMemory, Span
+
+_MEM_TOTAL: Final = re.compile(r"\bMemTotal:\s+(\d+) kB")
+_MEM_FREE: Final = re.compile(r"\bMemFree:\s+(\d+) kB")
 
 
 def read_text(path: Path) -> str | None:
@@ -181,19 +185,29 @@ def _merge(node: int, runs: Iterable[tuple[int, int]]) -> tuple[Span, ...]:
     return tuple(Span(node, start, end) for start, end in merged)
 
 
-def node_memory(proc: Path, sys: Path, ids: Iterable[int]) -> tuple[NodeMemory, ...]:
-    """Room per node from its meminfo (kB there) and the zones' high watermarks."""
+def watermarks(proc: Path) -> dict[int, int]:
+    """Bytes that the high watermarks of a node's zones come to."""
     page = os.sysconf("SC_PAGE_SIZE")
     high: dict[int, int] = {}
     for zone in zones(proc):
         high[zone.node] = high.get(zone.node, 0) + zone.high * page
+    return high
+
+
+def node_memory(
+    proc: Path, sys: Path, ids: Iterable[int], high: Mapping[int, int]
+) -> tuple[NodeMemory, ...]:
+    """Room per node from its meminfo (kB there); `high` as from `watermarks`."""
     rooms: list[NodeMemory] = []
     for node in ids:
         text = read_text(sys / f"devices/system/node/node{node}/meminfo")
         if text is None:
             text = read_text(proc / "meminfo") or ""
-        values = dict(re.findall(r"\b(MemTotal|MemFree):\s+(\d+) kB", text))
-        total, free = (int(values.get(key, 0)) * 1024 for key in ("MemTotal", "MemFree"))
+        # The first lines; a search for all of both would go on to the end.
+        total, free = (
+            int(match[1]) * 1024 if (match := pattern.search(text)) else 0
+            for pattern in (_MEM_TOTAL, _MEM_FREE)
+        )
         rooms.append(NodeMemory(node, total, free, high.get(node, 0)))
     return tuple(rooms)
 

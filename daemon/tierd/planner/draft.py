@@ -37,6 +37,8 @@ def plan(
     of a promotion and the demotion that makes room for it, each by the margin. A plan keeps
     within `limits`, every floor and cap, the room of every node, and names no folio twice.
     """
+    if not len(hot) and not len(cold):  # the ordinary case once all is in its place
+        return MovePlan(Moves.none(), Moves.none(), {})
     draft = _Draft(target, hot, cold, owners, ways, limits)
     draft.demote_over_cap()
     draft.demote_for_headroom()

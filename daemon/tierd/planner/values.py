@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -53,6 +53,16 @@ class Moves:
     source: NDArray[np.int32]
     target: NDArray[np.int32]
 
+    @classmethod
+    def none(cls) -> Moves:
+        """Nothing to move."""
+        return cls(
+            np.zeros(0, np.uint64),
+            np.zeros(0, np.uint32),
+            np.zeros(0, np.int32),
+            np.zeros(0, np.int32),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class MovePlan:
@@ -97,6 +107,19 @@ class Folios:
 
     def __len__(self) -> int:
         return len(self.pfn)
+
+    @classmethod
+    def none(cls, targets: Iterable[int]) -> Folios:
+        """No candidates."""
+        return cls(
+            np.zeros(0, np.uint64),
+            np.zeros(0, np.uint32),
+            np.zeros(0, np.int32),
+            np.zeros(0, np.uint16),
+            np.zeros(0, np.int16),
+            np.zeros(0, np.int8),
+            dict.fromkeys(targets, np.zeros(0, np.bool_)),
+        )
 
     def without(self, taken: Pfns) -> Folios:
         """Those that are not in `taken`."""
