@@ -110,6 +110,11 @@ _EIGHT: Final = np.uint64(0x0101010101010101)
 _WORD_UNITS: Final = np.full(USED + 1, UNIT_WORD)
 _WORD_UNITS[[HUGE, EMPTY]] = UNIT_HUGE, UNIT_PEEK
 
+LEARN: Final = 4000.0
+"""Units after which a cost counts as known."""
+FIRST_PART: Final = 0.2
+"""Of the first call's budget: for learning what looks cost."""
+
 FIRST_COST: Final = 2e-6
 """CPU seconds per unit before anything was measured: what emulation takes, 5 times too much
 for real hardware, so that the first call does not overrun."""
@@ -154,7 +159,11 @@ class PageIdleSampler:
         self._units = count * (BLOCK + UNIT_BLOCK)
         fast = sum(topology.frames_of(node) for node in topology.tiers[0].nodes)
         self._tuner = WindowTuner(sampling.window.min, sampling.window.max, fast)
-        self._cost = FIRST_COST
+        self._cost = {False: FIRST_COST, True: FIRST_COST}
+        """CPU seconds per unit of a full look and of a sparse one: the first is the kernel's
+        work, the second calls, and how much dearer those are differs between machines."""
+        self._learned = {False: 0.0, True: 0.0}
+        """Units that this was learned from, of the last few looks."""
         self._carry = 0.0
         self._pass = 0
         self._last_call: float | None = None
@@ -176,13 +185,15 @@ class PageIdleSampler:
         self._note_call()
         window = self._tuner.window
         spent = yield from self._harvest(window - self._gap / 2)
-        spent += self._begin(max(cpu_budget + self._carry, 0.0) / self._cost)
+        # Nothing is known of the costs at first: learn them by a small part of the budget.
+        allowed = max(cpu_budget + self._carry, 0.0) * (FIRST_PART if first else 1.0)
+        spent += self._begin(allowed / self._cost[False])
         if first or window < self._gap / 2:
             # At the start a glance shows which blocks deserve the first full looks.
             self._host.sleep(self._tuner.least if first else window)
             spent += yield from self._harvest(0.0)
         if first:
-            spent += self._begin(max(cpu_budget - spent, 0.0) / self._cost)
+            spent += self._begin(max(cpu_budget - spent, 0.0) / self._cost[False])
         carry = self._carry + cpu_budget - spent
         self._carry = min(max(carry, -4 * cpu_budget), cpu_budget / 4)
         self._tuner.step(self._host.monotonic(), self._gap, self._users)
@@ -309,18 +320,24 @@ class PageIdleSampler:
         self._tuner.note(int(user.sum()), float(pages.sum()), float(pages[mixed].sum()))
 
     def _learn(self, looks: list[_Look], seen: list[Seen], used: float) -> None:
-        """Cost per unit from what marking and reading these looks really took."""
-        units = sum(
-            float(told.heads.sum(dtype=np.int64)) + UNIT_BLOCK * len(told.heads)
-            if look.words is None
-            else float(self._word_units(look.blocks).sum())
-            for look, told in zip(looks, seen, strict=True)
-        )
-        if units:
-            used += sum(look.cpu for look in looks)
-            weight = min(units / 20_000, 0.5)
-            self._cost += weight * (used / units - self._cost)
-            self._cost = max(self._cost, 1e-9)
+        """Costs per unit from what marking and reading these looks really took."""
+        units = {False: 0.0, True: 0.0}
+        for look, told in zip(looks, seen, strict=True):
+            if look.words is None:
+                units[False] += float(told.heads.sum(dtype=np.int64)) + UNIT_BLOCK * len(told.heads)
+            else:
+                units[True] += float(_WORD_UNITS[self._table.kind(look.blocks)].sum())
+        expected = sum(units[sparse] * self._cost[sparse] for sparse in units)
+        if not expected:
+            return
+        factor = (used + sum(look.cpu for look in looks)) / expected
+        for sparse, count in units.items():
+            # The first few thousand units count in full, later ones beside those before them.
+            weight = min(count / LEARN, 1.0) if self._learned[sparse] < LEARN else 0.0
+            weight = max(weight, min(count / 20_000, 0.5))
+            self._learned[sparse] += count
+            self._cost[sparse] *= 1 + weight * (factor - 1)
+            self._cost[sparse] = max(self._cost[sparse], 1e-9)
 
     # -- choosing and marking --------------------------------------------------------------------
 
@@ -329,11 +346,18 @@ class PageIdleSampler:
         return _full_units(self._table.kind(blocks), self._table.heads(blocks))
 
     def _word_units(self, blocks: Blocks) -> NDArray[np.float64]:
-        """float64[n]: what a sparse look at each block costs."""
-        return _WORD_UNITS[self._table.kind(blocks)]
+        """float64[n]: what a sparse look at each block costs, in units of a full one."""
+        return _WORD_UNITS[self._table.kind(blocks)] * self._dearer
+
+    @property
+    def _dearer(self) -> float:
+        """A unit of a sparse look over one of a full look."""
+        return self._cost[True] / self._cost[False]
 
     def _begin(self, capacity: float) -> float:
         """Choose blocks worth `capacity` units and mark them; returns CPU seconds."""
+        if capacity < UNIT_PEEK:
+            return 0.0
         before = self._host.cpu_times()
         now = self._host.monotonic()
         if self._units <= capacity:
@@ -360,7 +384,7 @@ class PageIdleSampler:
 
     def _for_sweep(self, capacity: float, left: float) -> float:
         """Units that the refresh has to leave for the sweep."""
-        whole = UNIT_WORD * self._table.count
+        whole = UNIT_WORD * self._dearer * self._table.count
         share = capacity * SWEEP_SHARE
         if whole * self._gap > share * ROUND_GOAL:
             share = max(share, left * SWEEP_MOST)
@@ -368,6 +392,8 @@ class PageIdleSampler:
 
     def _next_around(self, capacity: float) -> Blocks:
         """Blocks that wait for being looked at out of turn, worth at most `capacity`."""
+        if not len(self._around):
+            return self._around
         waiting = np.unique(self._around)
         waiting = waiting[~(self._table.busy(waiting) | self._table.listed(waiting))]
         count = int(np.searchsorted(np.cumsum(self._word_units(waiting)), capacity, side="right"))
@@ -381,6 +407,8 @@ class PageIdleSampler:
         Promising is what may have to move: the more accessed outside the fastest tier, the
         less accessed inside. Each block gains by waiting, so that all have their turn.
         """
+        if not len(self._active):
+            return np.zeros(0, np.int64)
         front, since = self._active.front(CHOICE)
         quick = self._table.fast(front)
         slow, rest = self._promising(front, since, ~quick, capacity * SLOW_SHARE)
@@ -446,11 +474,17 @@ class PageIdleSampler:
 
     def _mark(self, blocks: Blocks, sparse: int | None, *, fair: bool) -> None:
         """Mark chosen blocks: `sparse` None in full, else in one word that it helps to choose."""
+        if not len(blocks):
+            return
         kind = self._table.kind(blocks)
         filled = self._peek(blocks[kind == EMPTY])
         by_word = (kind == HUGE) | (sparse is not None)
-        words = blocks[by_word & (kind != EMPTY)]
-        full = np.sort(np.concatenate((blocks[~by_word & (kind != EMPTY)], filled)))
+        words, full = (blocks[each & (kind != EMPTY)] for each in (by_word, ~by_word))
+        # What has filled gets the kind of look that its turn is for and paid for.
+        if sparse is None:
+            full = np.sort(np.concatenate((full, filled)))
+        else:
+            words = np.sort(np.concatenate((words, filled)))
         for at in range(0, len(full), GROUP_FULL):
             part = full[at : at + GROUP_FULL]
             before = self._host.cpu_times()
@@ -499,11 +533,13 @@ class PageIdleSampler:
         where = (empty * 37 + self._pass * 11) % (BLOCK // 8) * 8
         found = occupied(self._host, self._table.first(empty) + where.astype(np.uint64))
         filled = empty[found]
+        self._table.release(empty[~found])
+        if not len(filled):
+            return filled
         self._count(filled, -1)
         unknown = np.full(len(filled), UNKNOWN, np.uint8)
         self._table.learn(filled, unknown, self._table.share(filled))
         self._count(filled, +1)
-        self._table.release(empty[~found])
         return filled
 
 
