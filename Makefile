@@ -68,9 +68,11 @@ export CMD
 guest: ## A root shell in a guest with two tiers; CMD='...' runs one command there
 	@exec tests/rig/guest
 
-.PHONY: check-series
+.PHONY: check-series container
 check-series: ## Check the kernel patches: checkpatch, sparse, builds in all configurations
 	@tests/rig/check-series
+container: ## Build Dockerfile.qemu without a container engine and boot guests in it
+	@tests/rig/container
 
 .PHONY: stress
 stress: ## Storms against move_phys_pages on the debug kernel: SECONDS=300 ONLY='name ...' JOBS=1

@@ -12,6 +12,7 @@ RIG_DIR=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 REPO=$(cd "$RIG_DIR/../.." && pwd)
 CACHE=${TIERD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/tierd}
 STEP=${STEP:-$(basename "$0")}
+STEP_COMMAND=("$RIG_DIR/$(basename "$0")" "$@")
 GUEST_SUITE=trixie
 export LC_ALL=C.UTF-8
 
@@ -83,11 +84,21 @@ step() {
 # cached KIND KEY KEEP BUILDER: print CACHE/KIND/KEY, first letting BUILDER fill
 # it when it is not there. Two callers at once do the work once. Of older
 # entries the KEEP most recently used stay.
+#
+# With TIERD_BUILD_CACHE (an image is being built, and there is a cache outside
+# of it) the same step makes it in that cache, and it is copied from there.
 cached() {
     local kind=$1 key=$2 keep=$3 builder=$4
     local dir=$CACHE/$kind dest=$CACHE/$kind/$key lock
     mkdir -p "$dir"
-    if [ ! -d "$dest" ]; then
+    if [ ! -d "$dest" ] && [ -n "${TIERD_BUILD_CACHE-}" ]; then
+        local made outer=$TIERD_BUILD_CACHE
+        made=$(TIERD_CACHE=$outer TIERD_BUILD_CACHE='' "${STEP_COMMAND[@]}")
+        [ "$made" = "$outer/$kind/$key" ] || die "made $made instead of $kind/$key"
+        rm -rf "$dest.new"
+        cp -a --sparse=always "$made" "$dest.new"
+        mv "$dest.new" "$dest"
+    elif [ ! -d "$dest" ]; then
         exec {lock}> "$dir/.lock"
         if ! flock -n "$lock"; then
             say "waiting for another build of $kind"
