@@ -103,6 +103,8 @@ class Ledger:
     def __init__(self) -> None:
         self._entries: deque[_Entry] = deque()
         self._size = 0
+        self.pages = 0
+        """Base pages of folios that have not been moved on."""
 
     def __len__(self) -> int:
         return self._size
@@ -121,13 +123,19 @@ class Ledger:
         left = np.zeros(len(pfn), np.bool_)
         self._entries.append(_Entry(now, pfn[order], owner[order], pages[order], left))
         self._size += len(pfn)
+        self.pages += int(pages.sum())
         while self._size > LEDGER_LIMIT and len(self._entries) > 1:
-            self._size -= len(self._entries.popleft().pfn)
+            self._drop_oldest()
 
     def prune(self, before: float) -> None:
         """Forget moves made before that time."""
         while self._entries and self._entries[0].time < before:
-            self._size -= len(self._entries.popleft().pfn)
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        entry = self._entries.popleft()
+        self._size -= len(entry.pfn)
+        self.pages -= int(entry.pages[~entry.left].sum())
 
     def recent(self, pfn: Pfns, since: float) -> NDArray[np.bool_]:
         """bool[n]: whether each frame (any order) holds data moved at or after `since`."""
@@ -158,6 +166,7 @@ class Ledger:
                 row, found = _lookup(entry.pfn, pfn)
                 found &= ~entry.left[row]
                 entry.left[row[found]] = True
+                self.pages -= int(entry.pages[row[found]].sum())
                 result[found] = entry.time
         return result
 

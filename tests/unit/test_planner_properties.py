@@ -9,6 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tierd.benefit import Worth
 from tierd.hotness import level_state
 from tierd.planner import (
     FREE_TO_GO,
@@ -178,6 +179,23 @@ def test_a_promotion_beyond_the_room_beats_every_victim_by_the_factor(case: Case
         guests = rate(plain.hot.state[rows(plain.hot, made.promote.pfn)])
         victims = rate(plain.cold.state[rows(plain.cold, made.demote.pfn)])
         assert guests.mean() >= case.target.margin.factor * victims.mean()
+
+
+@given(cases(), st.floats(0, 3), st.floats(0, 3))
+@settings(max_examples=60, deadline=None)
+def test_no_promotion_wins_less_than_its_cost(case: Case, alone: float, more: float) -> None:
+    worth = Worth(alone, alone + more)
+    made = replace(case, limits=replace(case.limits, worth=worth)).plan()
+    from tierd.hotness import rate
+
+    row = rows(case.hot, made.promote.pfn)
+    weighted = rate(case.hot.state[row]) * case.owners.weight[case.hot.owner[row]]
+    assert (weighted > alone).all()
+    kept = rate(case.hot.state) * case.owners.weight[case.hot.owner] > alone
+    skipped = made.skipped.get((Direction.PROMOTE, Reason.BENEFIT), 0)
+    assert skipped <= case.hot.pages.sum()
+    if kept.all() and not more:
+        assert skipped == 0 or worth.pair > 0
 
 
 @given(cases(), st.integers(0, 79))

@@ -321,6 +321,9 @@ class Migration(Model):
     """Most bytes per second out of the fast tier."""
     headroom: Headroom = Headroom()
     """Free room kept on fast nodes so that new allocations land there."""
+    benefit: Number = Field(default=1.0, ge=0, le=1000)
+    """Times that a promotion must be expected to save what it costs, for as long as it is expected
+    to last; 0 does not ask."""
     back_off: BackOff = BackOff()
     """Pressure under which moves slow down."""
     min_residency: Duration = 10.0

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tierd.config import Config, Mode
+from tierd.engine.appraisal import Appraiser
 from tierd.engine.owners import OwnerBook
 from tierd.engine.report import ClassReport, CycleReport, Explanation
 from tierd.engine.scout import LASTING, Scout
@@ -87,6 +88,7 @@ class Engine:
         )
         self._thrash = self._new_thrash(config)
         self._pieces = Pieces()
+        self._appraiser = Appraiser(host, topology, config.migration)
         self._cautions = [Caution() for _ in topology.tiers[1:]]
         self._trials: deque[Trial] = deque()
         self._cold_evidence = False
@@ -143,6 +145,7 @@ class Engine:
     def reconfigure(self, config: Config) -> None:
         """Follow another policy from the next cycle on; heat and the memory of moves stay."""
         move, cpu = config.migration, config.sampling.cpu
+        self._appraiser.rules = move
         self._budget.limit(move.promote, move.demote, cpu, config.interval)
         self._heat.scan_limit = _scan_limit(config)
         if config.classes != self._config.classes:
@@ -244,6 +247,8 @@ class Engine:
             )
             ways = self._ways(target, tiers, filled)
             target = _with_less_room(target, filled)
+            worth = self._appraiser.worth(target.fast, tally.window)
+            limits = replace(limits, worth=worth)
             made = plan(target, hot.without(taken), cold.without(taken), grants, ways, limits)
             plans.append(made)
             filled.update(_frames_by_node(made.demote))
@@ -313,7 +318,10 @@ class Engine:
         if now.mode != "tier" or self._mover is None or not len(moves.pfn):
             return None
         deadline = self._host.monotonic() + max(self._config.interval, MOVE_SECONDS)
+        before = self._host.cpu_times()
         result = self._mover.move(moves, deadline)
+        cpu = (self._host.cpu_times() - before).total
+        self._appraiser.moved(direction, int(moves.pages[result.moved].sum()), cpu)
         if self.watcher is not None:
             self.watcher.moved(result)
         tally.carried_out(direction, moves, result.landed, result.moved)
@@ -370,7 +378,10 @@ class Engine:
         promoted, demoted = (tally.moved[each] for each in (Direction.PROMOTE, Direction.DEMOTE))
         self._budget.spent(int(promoted.sum()) * page, int(demoted.sum()) * page, 0.0)
         waste = tally.waste
+        held = self._scout.moved[Direction.PROMOTE].pages
+        self._appraiser.settle(now, held, int(waste.pages.sum()))
         if self._thrash.update(now, promoted, waste.pages, waste.life, self._scout.persists):
+            self._appraiser.begin()
             for caution in self._cautions:
                 caution.begin()
         for ledger in (*self._scout.moved.values(), self._scout.refused):
@@ -403,6 +414,9 @@ class Engine:
             tokens={Direction.PROMOTE: promote, Direction.DEMOTE: demote},
             rate=now.rate,
             threshold=target.rate / tally.window if tally.window > 0 else 0.0,
+            cost=self._appraiser.costs,
+            residency=self._appraiser.residency(tally.window),
+            worth=self._appraiser.worth(0, tally.window).pair / (tally.window or 1.0),
             pressure=now.pressure,
             back_off=now.back_off,
             back_off_causes=now.causes,

@@ -101,6 +101,13 @@ class CycleReport:
     """Bytes per second that each direction may use."""
     threshold: float
     """Heat (accesses per second) above which a frame belongs in the fast tier."""
+    cost: Mapping[Direction, float]
+    """CPU seconds per base page that was moved, as measured."""
+    residency: float
+    """Seconds that a promotion is expected to last."""
+    worth: float
+    """Accesses per second that a promoted page must win over the one it displaces, for the moves
+    to be worth their cost."""
     pressure: Mapping[str, float]
     """PSI as ratios by resource, as far as the kernel has it."""
     back_off: float

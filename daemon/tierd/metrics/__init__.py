@@ -356,6 +356,10 @@ class Exporter:
                 values.observe(f"tierd_{direction}_duration_seconds", seconds)
         for direction, rate in report.rate.items():
             values.set(f"tierd_{direction}_rate_limit_bytes_per_second", rate)
+        for direction, cost in report.cost.items():
+            values.set(f"tierd_{direction}_page_cost_seconds", cost)
+        values.set("tierd_expected_residency_seconds", report.residency)
+        values.set("tierd_benefit_accesses_per_second", report.worth)
         for direction, tokens in report.tokens.items():
             values.set(f"tierd_{direction}_budget_bytes", tokens)
         held = any(report.skipped.get((direction, Reason.BUDGET), 0) for direction in Direction)

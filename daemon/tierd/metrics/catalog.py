@@ -173,6 +173,16 @@ _ALL: Final = (
         Kind.GAUGE,
         "Bytes that may be {done} at once before the rate limit binds.",
     ),
+    *_both(
+        "tierd_{verb}_page_cost_seconds",
+        Kind.GAUGE,
+        "CPU time per base page {done}, as measured.",
+    ),
+    _gauge("tierd_expected_residency_seconds", "Time that a promotion is expected to last."),
+    _gauge(
+        "tierd_benefit_accesses_per_second",
+        "Accesses by which a promoted page must beat the one it displaces to be worth the moves.",
+    ),
     _counter("tierd_rate_limited_cycles_total", "Cycles in which a budget held pages back."),
     _counter("tierd_wasted_pages_total", "Base pages demoted soon after their promotion."),
     # classes of the policy

@@ -109,12 +109,15 @@ class _Draft:
         self.slow_room = dict(ways.room)
         self.pieces = dict(ways.pieces)
         self.held_by = limits.why
+        self.worth = limits.worth
         self.left = {Direction.PROMOTE: limits.promote, Direction.DEMOTE: limits.demote}
         # What a candidate is at least and a victim at most, at the margin's confidence.
         self.hot = _side(hot, weight, -self.margin.errors, descending=True)
         self.cold = _side(cold, weight, self.margin.errors, descending=False)
         self.short = np.zeros(len(hot), np.bool_)
         """Guests that beat no victim by the margin."""
+        self.worthless = np.zeros(len(hot), np.bool_)
+        """Guests that would win too little for what their move costs."""
         self._screen()
 
     def _screen(self) -> None:
@@ -199,6 +202,7 @@ class _Draft:
         freed = self._freed_beyond_need()
         for node in self.room:
             self.room[node] += freed.get(node, 0)
+        self.hot.refuse(self.hot.rate <= self.worth.alone, Reason.BENEFIT)
         rows = np.flatnonzero(self.hot.open & self._below_cap() & self._fits_somewhere())
         self._place(self._within(Direction.PROMOTE, self.hot, rows), self.room)
 
@@ -285,7 +289,7 @@ class _Draft:
     ) -> None:
         """On each node that has its headroom, each guest at its nearest first: another node may
         have colder victims. `own`: within one class, one for one."""
-        self.short[:] = False
+        self.short[:] = self.worthless[:] = False
         for rank in self._ranks:
             for node in self.room:
                 if self._owed(node):
@@ -296,6 +300,7 @@ class _Draft:
                 guests = hot_rows & self.hot.open & self.hot.allowed[node]
                 guests &= _ranked(self.hot.node, self.ways.promote, rank, node)
                 self._pair_sizes(node, guests, victims, own=own)
+        self.hot.refuse(self.worthless, Reason.BENEFIT)
         self.hot.refuse(self.short, Reason.MARGIN)
 
     def _owed(self, node: int) -> bool:
@@ -340,9 +345,12 @@ class _Draft:
         end = np.searchsorted(np.cumsum(cold.pages[victims]), np.cumsum(hot.pages[guests]) - room)
         enough = end < len(victims)  # the coldest victims up to `end` make the room
         worst = victims[np.minimum(end, len(victims) - 1)]
-        fine = np.logical_and.accumulate(enough & self._better(guests, worst))
+        paid = hot.rate[guests] - cold.rate[worst] > self.worth.pair
+        better = self._better(guests, worst)
+        fine = np.logical_and.accumulate(enough & paid & better)
         if not same:
             self.short[guests[enough & ~fine]] = True
+            self.worthless[guests[enough & ~fine & better & ~paid]] = True
         guests = self._within(Direction.PROMOTE, hot, guests[fine])
         pages = int(hot.pages[guests].sum()) - room
         which = np.zeros(len(cold.pfn), np.bool_)

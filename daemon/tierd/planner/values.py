@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tierd.benefit import FOR_NOTHING, Worth
 from tierd.host import Pfns
 
 
@@ -33,6 +34,7 @@ class Reason(StrEnum):
     BUDGET = "budget"
     PRESSURE = "pressure"
     MARGIN = "margin"
+    BENEFIT = "benefit"
     EXCLUDED = "excluded"
     NEVER = "never"
     LIMIT = "limit"
@@ -205,3 +207,5 @@ class Limits:
     promote: int
     demote: int
     why: Reason = Reason.BUDGET
+    worth: Worth = FOR_NOTHING
+    """What a promotion must win to be worth its cost."""
