@@ -179,9 +179,13 @@ def _lookup(table: Pfns, pfn: Pfns) -> tuple[NDArray[np.intp], NDArray[np.bool_]
 TRIP: Final = 0.5
 """Share of a class's promotions that go back soon at which it is stopped."""
 
-TRIP_PAGES: Final = 1024
-"""Fewer wasted pages than this, or than a hundredth of the faster tier, never stop a class:
-4 MiB can be bad luck."""
+TRIP_LIMIT: Final = 0.25
+"""Share of what the rate limit allows that is wasted in the long run before a class is stopped:
+some promotions are always mistaken, and a few cost little."""
+
+TRIP_FAST: Final = 1 / 16
+"""Share of the faster tier that is wasted within the memory of `Thrash` at which a class is
+stopped in any case."""
 
 OUTLIVE: Final = 1.3
 """Times its longest recent life after which a pattern is taken to last."""
@@ -203,11 +207,11 @@ class Thrash:
     time that promotions used to last, its pattern is taken to last and promotion begins again.
     """
 
-    def __init__(self, classes: int, fast: int) -> None:
+    def __init__(self, classes: int, fast: int, limit: int) -> None:
         """For `classes` configured classes and the pages that are in none (index -1); `fast`:
-        frames of the faster tier."""
+        frames of the faster tier; `limit`: frames that may be promoted in a cycle."""
         n = classes + 1
-        self._least = min(TRIP_PAGES, fast // 100)
+        self._least = min(TRIP_LIMIT * limit / (1 - MEMORY), TRIP_FAST * fast)
         self._promoted = np.zeros(n)
         self._wasted = np.zeros(n)
         self.stopped = np.zeros(n, np.bool_)
@@ -225,12 +229,11 @@ class Thrash:
         life: NDArray[np.float64],
         persists: NDArray[np.bool_],
     ) -> bool:
-        """One cycle; returns whether a class begins again. All arrays have one entry per class,
-        the last for pages in none.
+        """One cycle. All arrays have one entry per class, the last for pages in none.
 
         promoted, wasted: base pages in this cycle. life: mean seconds between the promotion and
         the demotion of the wasted ones (0 without any). persists: whether the class's candidates
-        are mostly those of the cycle before.
+        are mostly those of the cycle before. Returns whether a stopped class may go on.
         """
         self._promoted = self._promoted * MEMORY + promoted
         self._wasted = self._wasted * MEMORY + wasted

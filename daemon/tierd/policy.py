@@ -7,6 +7,7 @@ the faster tier minus its headroom (capacity fitting, as in Memtis, SOSP '23).
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -23,42 +24,16 @@ access is what a scan, a backup or an initialisation leaves behind."""
 FACTOR: Final = 1.5
 """A candidate's rate is this many times its victim's at least."""
 
-EAGER: Final = 0.5
-"""Standard errors by which the rates of a candidate and its victim differ at least."""
-
-CALM: Final = 4.0
-"""The same once nothing is gained by less: among many frames with the same rate some always look
-better by chance, and moving on that would move for ever."""
-
-STRICT: Final = 6.0
-"""The same when even such moves bring nothing."""
-
 GAIN: Final = 0.1
 """Accesses per window that a pair must win at least: two copies cost about as much as ten
 accessed windows save, and a placement is not counted on to last for more than a hundred."""
 
-TRUE_SHARE: Final = 0.5
-"""Share of the gain that the moves promised and that has to come true: less, and they were chosen
-by noise."""
-
-JUDGED: Final = 64
-"""Pairs whose outcome is awaited before it is judged."""
-
-RELAX: Final = 0.03
-"""Share by which the margin goes back towards `CALM` in a cycle."""
-
-SHIFT_FULL: Final = 0.10
-"""Share of the expected accesses that fail to appear in the faster tier at which the hot set
-counts as changing altogether."""
-
-USUAL: Final = 1 / 8
-"""Gain of the mean of accesses met over accesses expected."""
-
 NOISE: Final = 2.0
 """Standard errors of a count of accesses that are no sign of a change."""
 
-SHIFT_NOISE: Final = 0.02
-"""The same share at which nothing is said about a change."""
+LOOKS: Final = 4
+"""Cycles for which a change is remembered: of a frame that was looked at four times since, the
+run of four outcomes may have begun with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,22 +57,23 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class TierHeat:
-    """One tier as the policy sees it. histogram: int64[LEVELS], level 0 unknown. expected and
-    met: accesses of known frames in this cycle's looks, predicted from heat and seen."""
+    """One tier as the policy sees it. histogram: int64[LEVELS], level 0 unknown. settled: looks
+    in this cycle at frames that were well known; expected, met: how many of those should have
+    found them accessed by what heat foretells, and how many did."""
 
     rooms: tuple[Room, ...]
     histogram: NDArray[np.int64]
+    settled: int = 0
     expected: float = 0.0
     met: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Margin:
-    """By how much a candidate must beat its victim: rate by `factor`, and by `errors` standard
-    errors of the difference, and by `gain` accesses per window."""
+    """By how much a candidate must beat its victim: rate by `factor`, and by `gain` accesses per
+    window."""
 
     factor: float
-    errors: float
     gain: float
 
 
@@ -107,7 +83,8 @@ class Target:
 
     level: first level that belongs in `fast` or a faster tier; threshold: its lowest state.
     need: frames to demote per node of `fast` for headroom. room: frames that may be promoted to
-    each node of `fast` without a demotion.
+    each node of `fast` without a demotion. cooling, heating: shares of the frames in `fast` and of
+    those below that are thought to have changed places within the last looks.
     """
 
     fast: int
@@ -117,7 +94,8 @@ class Target:
     need: dict[int, int]
     room: dict[int, int]
     margin: Margin
-    changing: float
+    cooling: float
+    heating: float
 
     @property
     def rate(self) -> float:
@@ -125,8 +103,8 @@ class Target:
         return level_rate(self.level)
 
 
-def decide(tiers: Sequence[TierHeat], cautions: Sequence[Caution]) -> tuple[Target, ...]:
-    """One `Target` for each boundary between adjacent tiers, fastest first; `cautions` has one
+def decide(tiers: Sequence[TierHeat], changes: Sequence[Changes]) -> tuple[Target, ...]:
+    """One `Target` for each boundary between adjacent tiers, fastest first; `changes` has one
     entry for each.
 
     The frames above a boundary's threshold fit into all tiers above the boundary.
@@ -139,6 +117,7 @@ def decide(tiers: Sequence[TierHeat], cautions: Sequence[Caution]) -> tuple[Targ
     for index, tier in enumerate(tiers[:-1]):
         capacity += _capacity(tier)
         level = fit(total, capacity)
+        changing = changes[index].update(changed(tiers, index))
         targets.append(
             Target(
                 fast=index,
@@ -147,8 +126,9 @@ def decide(tiers: Sequence[TierHeat], cautions: Sequence[Caution]) -> tuple[Targ
                 capacity=capacity,
                 need={room.node: _need(room) for room in tier.rooms},
                 room={room.node: max(room.spare, 0) for room in tier.rooms},
-                margin=cautions[index].update(_foretold(tiers, index)),
-                changing=cautions[index].changing,
+                margin=Margin(FACTOR, GAIN),
+                cooling=changing,
+                heating=changing * _outnumber(tiers, index),
             )
         )
     return tuple(targets)
@@ -177,68 +157,49 @@ def _need(room: Room) -> int:
     return room.high - room.free if room.free < room.low else 0
 
 
-def _foretold(tiers: Sequence[TierHeat], index: int) -> tuple[float, float] | None:
-    """Accesses met over accesses expected in the tiers up to `index`, over the same in all: a
-    program that does more or less, or a longer window, is no change of the hot set. With it the
-    relative standard error (the counts are sums of coin flips, so at most Poisson). None when too
-    little is known."""
-    fast, every = tiers[: index + 1], tiers
-    expected = [sum(tier.expected for tier in group) for group in (fast, every)]
-    met = [sum(tier.met for tier in group) for group in (fast, every)]
-    if min(expected) < 1 or not met[1]:
-        return None
-    ratio = (met[0] / expected[0]) / (met[1] / expected[1])
-    return ratio, (1 / expected[0]) ** 0.5
+def _outnumber(tiers: Sequence[TierHeat], index: int) -> float:
+    """Known frames in the tiers up to `index` per known frame below, at most 1: what leaves the
+    hot set is about as much as what comes to it."""
+    fast, slow = (
+        sum(int(tier.histogram[1:].sum()) for tier in group)
+        for group in (tiers[: index + 1], tiers[index + 1 :])
+    )
+    return min(fast / max(slow, 1), 1.0)
 
 
-class Caution:
-    """How much better a candidate must look than its victim, learned from how moves turn out.
+def changed(tiers: Sequence[TierHeat], index: int) -> tuple[float, float] | None:
+    """Share of the settled frames in the tiers up to `index` that have changed places with those
+    below, and its standard error; None when too little is known.
 
-    Begins eager: at the start everything is known badly and most is in the wrong place. Each
-    cohort of moves promised a gain, the difference of the rates; a little later their looks say
-    what came of it. Where too little of the promise came true the margin grows, where most of it
-    did it shrinks; without news it goes back to calm. When the hot set changes it is eager.
+    Had all of them changed, they would be accessed as the frames below are. So the accesses that
+    fail to appear, over those that would then, are the share. What is met is compared with what
+    is met in all tiers: a program that does more or less, or a longer window, is no change of
+    the hot set. Counts of accesses are sums of coin flips, so at most Poisson.
     """
+    fast, slow = tiers[: index + 1], tiers[index + 1 :]
+    settled, expected, met = (
+        [float(sum(getattr(tier, name) for tier in group)) for group in (fast, slow)]
+        for name in ("settled", "expected", "met")
+    )
+    if min(settled) < 1 or expected[0] < 1 or not sum(met):
+        return None
+    usual = sum(met) / sum(expected)
+    most = 1 - (expected[1] / settled[1]) / (expected[0] / settled[0])
+    if most <= 0:
+        return None
+    missing = 1 - met[0] / expected[0] / usual
+    return missing / most, expected[0] ** -0.5 / most
+
+
+class Changes:
+    """How much of the hot set has changed within the last few looks."""
 
     def __init__(self) -> None:
-        self.errors = EAGER
-        self.changing = 0.0
-        self._usual: float | None = None
-        self._pairs = 0
-        self._promised = 0.0
-        self._gained = 0.0
+        self._shares: deque[float] = deque(maxlen=LOOKS)
 
-    def update(self, foretold: tuple[float, float] | None) -> Margin:
-        """The margin for this cycle; `foretold` as `_foretold` says."""
-        self.changing = self._missing(*foretold) if foretold is not None else 0.0
-        self.errors += RELAX * (CALM - self.errors)
-        share = (self.changing - SHIFT_NOISE) / (SHIFT_FULL - SHIFT_NOISE)
-        if share > 0:
-            self.errors = min(self.errors, CALM + (EAGER - CALM) * min(share, 1.0))
-        return Margin(FACTOR, self.errors, GAIN)
-
-    def _missing(self, foretold: float, error: float) -> float:
-        """Share of the accesses, 0..1, that fail to appear, beyond what usually fails to: heat
-        that was told to believe in changes overestimates, and must not take that for another."""
-        if self._usual is None:
-            self._usual = foretold
-        missing = 1 - foretold / max(self._usual, 1e-6) - NOISE * error
-        self._usual += USUAL * (foretold - self._usual)
-        return min(max(missing, 0.0), 1.0)
-
-    def begin(self) -> None:
-        """Be eager as at the start: what was learned is about a pattern that is over."""
-        self.errors = EAGER
-        self._pairs, self._promised, self._gained = 0, 0.0, 0.0
-
-    def learn(self, pairs: int, promised: float, gained: float) -> None:
-        """So many pairs promised and gained so many accesses per window, in sum."""
-        self._pairs += pairs
-        self._promised += promised
-        self._gained += gained
-        if self._pairs < JUDGED:
-            return
-        good = self._gained > max(TRUE_SHARE * self._promised, GAIN * self._pairs)
-        self.errors *= 0.8 if good else 1.3
-        self.errors = min(max(self.errors, EAGER), STRICT)
-        self._pairs, self._promised, self._gained = 0, 0.0, 0.0
+    def update(self, share: tuple[float, float] | None) -> float:
+        """The largest share of late, 0..1, beyond what may be noise; `share` is this cycle's, as
+        `changed` says."""
+        now = 0.0 if share is None else min(max(share[0] - NOISE * share[1], 0.0), 1.0)
+        self._shares.append(now)
+        return max(self._shares)

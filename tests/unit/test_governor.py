@@ -163,7 +163,7 @@ def step(thrash: Thrash, now: float, promoted: int, wasted: int, *, persists: bo
 
 
 def test_a_class_that_undoes_its_promotions_stops_and_restarts_when_its_pattern_lasts() -> None:
-    thrash = Thrash(1, 10**6)
+    thrash = Thrash(1, 10**6, 10_000)
     assert not step(thrash, 0, 10_000, 0, persists=True)
     assert not step(thrash, 1, 10_000, 500, persists=True)
     stopped = [step(thrash, 2 + i, 5_000, 9_000, persists=False) for i in range(3)]
@@ -176,7 +176,7 @@ def test_a_class_that_undoes_its_promotions_stops_and_restarts_when_its_pattern_
 
 
 def test_a_little_waste_stops_nobody() -> None:
-    thrash = Thrash(1, 10**6)
+    thrash = Thrash(1, 10**6, 10_000)
     assert not any(step(thrash, now, 10, 10, persists=False) for now in range(50))
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tierd.benefit import Worth
-from tierd.hotness import level_state
+from tierd.hotness import level_state, rate
 from tierd.planner import (
     FREE_TO_GO,
     REASONS,
@@ -48,12 +48,14 @@ def folios(
     rng: np.random.Generator, n: int, first: int, classes: int, direction: Direction
 ) -> Folios:
     here, there = (SLOW, FAST) if direction is Direction.PROMOTE else (FAST, SLOW)
+    state = rng.integers(64, 65536, n).astype(np.uint16)
     refused = np.where(rng.random(n) < 0.1, code(Reason.BUSY), FREE_TO_GO).astype(np.int8)
     return Folios(
         pfn=(first + rng.permutation(n)).astype(np.uint64),
         pages=rng.choice(SIZES, n).astype(np.uint32),
         node=rng.choice(here, n).astype(np.int32),
-        state=rng.integers(64, 65536, n).astype(np.uint16),
+        state=state,
+        rate=rate(state),
         owner=rng.integers(-1, classes, n).astype(np.int16),
         refused=refused,
         allowed={node: rng.random(n) < 0.9 for node in there},
@@ -78,9 +80,9 @@ def cases(draw: st.DrawFn) -> Case:
         excluded=np.append(rng.random(classes) < 0.1, False),
         stopped=rng.random(n) < 0.1,
     )
-    margin = Margin(draw(st.sampled_from([1.0, 1.5])), draw(st.sampled_from([0.0, 1.0, 4.0])), 0.1)
+    margin = Margin(draw(st.sampled_from([1.0, 1.5])), 0.1)
     return Case(
-        target=Target(0, 30, level_state(30), 100, need, room, margin, 0.0),
+        target=Target(0, 30, level_state(30), 100, need, room, margin, 0.0, 0.0),
         hot=folios(rng, draw(st.integers(0, 80)), 10_000, classes, Direction.PROMOTE),
         cold=folios(rng, draw(st.integers(0, 80)), 0, classes, Direction.DEMOTE),
         owners=owners,
@@ -173,11 +175,9 @@ def test_a_promotion_beyond_the_room_beats_every_victim_by_the_factor(case: Case
         cold=replace(case.cold, owner=np.full(len(case.cold), -1, np.int16)),
     )
     made = plain.plan()
-    from tierd.hotness import rate
-
     if len(made.demote.pfn):
-        guests = rate(plain.hot.state[rows(plain.hot, made.promote.pfn)])
-        victims = rate(plain.cold.state[rows(plain.cold, made.demote.pfn)])
+        guests = plain.hot.rate[rows(plain.hot, made.promote.pfn)]
+        victims = plain.cold.rate[rows(plain.cold, made.demote.pfn)]
         assert guests.mean() >= case.target.margin.factor * victims.mean()
 
 
@@ -186,27 +186,24 @@ def test_a_promotion_beyond_the_room_beats_every_victim_by_the_factor(case: Case
 def test_no_promotion_wins_less_than_its_cost(case: Case, alone: float, more: float) -> None:
     worth = Worth(alone, alone + more)
     made = replace(case, limits=replace(case.limits, worth=worth)).plan()
-    from tierd.hotness import rate
-
     row = rows(case.hot, made.promote.pfn)
-    weighted = rate(case.hot.state[row]) * case.owners.weight[case.hot.owner[row]]
+    weighted = case.hot.rate[row] * case.owners.weight[case.hot.owner[row]]
     assert (weighted > alone).all()
-    kept = rate(case.hot.state) * case.owners.weight[case.hot.owner] > alone
+    kept = case.hot.rate * case.owners.weight[case.hot.owner] > alone
     skipped = made.skipped.get((Direction.PROMOTE, Reason.BENEFIT), 0)
     assert skipped <= case.hot.pages.sum()
     if kept.all() and not more:
         assert skipped == 0 or worth.pair > 0
 
 
-@given(cases(), st.integers(0, 79))
+@given(cases(), st.integers(0, 79), st.floats(1.0, 100.0))
 @settings(max_examples=60, deadline=None)
-def test_more_heat_never_costs_a_folio_its_promotion(case: Case, which: int) -> None:
-    """Among single pages of no class, all with equal evidence."""
+def test_more_heat_never_costs_a_folio_its_promotion(case: Case, which: int, more: float) -> None:
+    """Among single pages of no class."""
     hot = replace(
         case.hot,
         owner=np.full(len(case.hot), -1, np.int16),
         pages=np.ones(len(case.hot), np.uint32),
-        state=(case.hot.state | np.uint16(0x30)).astype(np.uint16),
     )
     case = replace(case, hot=hot, owners=Owners.unclassed())
     case = replace(case, cold=replace(case.cold, owner=np.full(len(case.cold), -1, np.int16)))
@@ -214,7 +211,7 @@ def test_more_heat_never_costs_a_folio_its_promotion(case: Case, which: int) -> 
     if not len(promoted):
         return
     chosen = promoted[which % len(promoted)]
-    hotter = hot.state.copy()
-    hotter[hot.pfn == chosen] = 0xFFFF
-    again = replace(case, hot=replace(hot, state=hotter)).plan().promote.pfn
+    hotter = hot.rate.copy()
+    hotter[hot.pfn == chosen] *= more
+    again = replace(case, hot=replace(hot, rate=hotter)).plan().promote.pfn
     assert chosen in again

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tierd.hotness import LEVELS
-from tierd.policy import CALM, EAGER, STRICT, Caution, Room, TierHeat, decide, fit
+from tierd.policy import LOOKS, Changes, Room, TierHeat, changed, decide, fit
 
 counts = st.lists(st.integers(0, 1000), min_size=LEVELS, max_size=LEVELS)
 
@@ -33,69 +34,71 @@ def tier(
 
 
 def test_below_the_low_mark_the_high_one_is_restored_and_nothing_comes_in() -> None:
-    target = decide([tier(10, known=900), tier(500)], [Caution()])[0]
+    target = decide([tier(10, known=900), tier(500)], [Changes()])[0]
     assert target.need == {0: 30}
     assert target.room == {0: 0}
 
 
 def test_between_the_marks_nothing_is_due() -> None:
-    target = decide([tier(30), tier(500)], [Caution()])[0]
+    target = decide([tier(30), tier(500)], [Changes()])[0]
     assert (target.need, target.room) == ({0: 0}, {0: 0})
 
 
 def test_room_above_the_high_mark_is_there_to_be_used() -> None:
-    assert decide([tier(100), tier(500)], [Caution()])[0].room == {0: 60}
-    assert decide([tier(100, target=False), tier(500)], [Caution()])[0].room == {0: 0}
+    assert decide([tier(100), tier(500)], [Changes()])[0].room == {0: 60}
+    assert decide([tier(100, target=False), tier(500)], [Changes()])[0].room == {0: 0}
 
 
 def test_when_all_fits_all_known_frames_belong_in_the_fast_tier() -> None:
-    target = decide([tier(500, known=300), tier(500, known=100)], [Caution()])[0]
+    target = decide([tier(500, known=300), tier(500, known=100)], [Changes()])[0]
     assert (target.capacity, target.level) == (760, 1)
 
 
 def test_three_tiers_have_two_boundaries_and_the_slower_holds_more() -> None:
     tiers = [tier(100, known=300), tier(100, known=300), tier(100, known=600)]
-    first, second = decide(tiers, [Caution(), Caution()])
+    first, second = decide(tiers, [Changes(), Changes()])
     assert first.capacity < second.capacity
     assert first.level >= second.level
 
 
-def quiet(caution: Caution, cycles: int) -> None:
-    for _ in range(cycles):
-        caution.update((1.0, 0.001))
+def looks(share: float, settled: int, hits: float) -> TierHeat:
+    """A tier of well-known frames, accessed in `share` of the looks, where `hits` were met."""
+    histogram = np.zeros(LEVELS, np.int64)
+    histogram[30] = settled
+    return TierHeat((), histogram, settled, share * settled, int(hits))
 
 
-def test_caution_begins_eager_and_grows_calm() -> None:
-    caution = Caution()
-    assert caution.update(None).errors < 2 * EAGER
-    quiet(caution, 200)
-    assert abs(caution.errors - CALM) < 0.1
+@given(st.floats(0, 1), st.floats(0.2, 0.95), st.floats(0.0, 0.15), st.floats(0.3, 2.0))
+def test_the_share_that_changed_places_is_read_from_the_accesses_that_moved(
+    share: float, hot: float, cold: float, activity: float
+) -> None:
+    """Whatever the tiers' sizes, and however busy the program is now compared to before."""
+    fast, slow = 100_000, 400_000
+    gone = share * fast * (hot - cold)
+    activity = min(activity, 1 / hot)
+    tiers = [
+        looks(hot, fast, (hot * fast - gone) * activity),
+        looks(cold, slow, (cold * slow + gone) * activity),
+    ]
+    found = changed(tiers, 0)
+    assert found is not None
+    assert abs(found[0] - share) < 0.01 + 3 * found[1]
 
 
-def test_moves_that_bring_nothing_make_strict_and_good_ones_eager() -> None:
-    caution = Caution()
-    quiet(caution, 100)
-    for _ in range(20):
-        caution.learn(100, promised=50.0, gained=1.0)
-    assert caution.errors == STRICT
-    for _ in range(40):
-        caution.learn(100, promised=50.0, gained=45.0)
-    assert caution.errors == EAGER
+def test_between_tiers_that_are_accessed_alike_nothing_can_change_places() -> None:
+    assert changed([looks(0.3, 1000, 200), looks(0.3, 1000, 400)], 0) is None
+    assert changed([looks(0.3, 0, 0), looks(0.3, 1000, 400)], 0) is None
 
 
-def test_a_shift_of_the_hot_set_makes_eager_at_once_but_not_for_ever() -> None:
-    caution = Caution()
-    quiet(caution, 200)
-    caution.update((0.7, 0.001))
-    assert caution.changing > 0.25
-    assert caution.errors == EAGER
-    for _ in range(40):
-        caution.update((0.7, 0.001))
-    assert caution.changing < 0.001
-    assert caution.errors > 1.5
+def test_a_change_is_remembered_for_four_looks_and_noise_is_none() -> None:
+    changes = Changes()
+    assert changes.update((0.05, 0.03)) == 0.0
+    assert changes.update((0.3, 0.05)) == pytest.approx(0.2)
+    assert [changes.update(None) for _ in range(LOOKS)][-2:] == [pytest.approx(0.2), 0.0]
 
 
-def test_noise_is_no_shift() -> None:
-    caution = Caution()
-    quiet(caution, 200)
-    assert caution.update((0.95, 0.03)).errors > 3.5
+def test_as_much_heats_as_cools() -> None:
+    tiers = [looks(0.8, 1000, 400), looks(0.1, 4000, 800)]
+    target = decide(tiers, [Changes()])[0]
+    assert target.cooling > 0.3
+    assert target.heating == pytest.approx(target.cooling / 4)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
@@ -17,7 +17,6 @@ from tierd.engine.owners import OwnerBook
 from tierd.engine.report import ClassReport, CycleReport, Explanation
 from tierd.engine.scout import LASTING, Scout
 from tierd.engine.tally import Circumstances, Tally, hit_ratio
-from tierd.engine.trial import Trial
 from tierd.engine.watch import Watcher
 from tierd.governor import Budget, Ledger, Pieces, Thrash
 from tierd.host import NO_PFN, CapabilitySet, CpuTimes, Feature, Host, NodeMemory, Pfns
@@ -25,7 +24,7 @@ from tierd.hotness import SCAN_LIMIT, HeatMap, Seen, rate, rate_bound, recent
 from tierd.movers import Mover, MoveResult
 from tierd.pages import PageReader, PageReason
 from tierd.planner import Direction, Limits, MovePlan, Moves, Reason, Ways, code, plan
-from tierd.policy import DOOR, Caution, Room, Target, TierHeat, decide
+from tierd.policy import DOOR, Changes, Room, Target, TierHeat, decide
 from tierd.samplers import Sampler
 from tierd.topology import Topology
 
@@ -89,8 +88,7 @@ class Engine:
         self._thrash = self._new_thrash(config)
         self._pieces = Pieces()
         self._appraiser = Appraiser(host, topology, config.migration)
-        self._cautions = [Caution() for _ in topology.tiers[1:]]
-        self._trials: deque[Trial] = deque()
+        self._changes = [Changes() for _ in topology.tiers[1:]]
         self._cold_evidence = False
         self._number = 0
         self._since: CpuTimes | None = None
@@ -121,8 +119,7 @@ class Engine:
         self._look(tally)
         at = self._clock(tally, "sample", at)
         tiers = self._tiers(tally.seen)
-        self._learn(now.started)
-        self._targets = decide(tiers, self._cautions)
+        self._targets = decide(tiers, self._changes)
         self._book.refresh()
         self._book.measure(self._heat)
         at = self._clock(tally, "heat", at)
@@ -133,8 +130,8 @@ class Engine:
         )
         plans = self._plan(tally, tiers, limits, now.started)
         at = self._clock(tally, "plan", at)
-        for index, each in enumerate(plans):
-            self._carry_out(tally, each, now, index)
+        for each in plans:
+            self._carry_out(tally, each, now)
         self._settle(tally, now.started)
         if self.watcher is not None:
             self.watcher.end([each.status() for each in self._samplers])
@@ -157,7 +154,8 @@ class Engine:
 
     def _new_thrash(self, config: Config) -> Thrash:
         fast = sum(self._topology.frames_of(node) for node in self._topology.tiers[0].nodes)
-        return Thrash(len(config.classes), fast)
+        limit = int(config.migration.promote * config.interval) // self._host.page_size
+        return Thrash(len(config.classes), fast, limit)
 
     def close(self) -> None:
         """Stop sampling; samplers restore what they changed in the kernel."""
@@ -167,13 +165,16 @@ class Engine:
     # -- sampling --------------------------------------------------------------------------
 
     def _look(self, tally: Tally) -> None:
-        self._heat.tick(self._targets[0].changing if self._targets else 0.0)
+        first = self._targets[0] if self._targets else None
+        self._heat.tick(first.cooling if first else 0.0, first.heating if first else 0.0)
         for sampler in self._samplers:
             before = self._host.cpu_times()
             seen: list[Seen] = []
             lost = 0
             for batch in sampler.sample(self._budget.cpu / len(self._samplers)):
-                seen += self._heat.observe(batch.pfn, batch.weight, batch.granularity)
+                seen += self._heat.observe(
+                    batch.pfn, batch.weight, batch.granularity, learn=batch.cold_evidence
+                )
                 lost += batch.lost
                 self._cold_evidence |= batch.cold_evidence
                 if self.watcher is not None:
@@ -208,6 +209,7 @@ class Engine:
                         if n in memory
                     ),
                     histogram=self._heat.histogram(tier.nodes),
+                    settled=sum(each.settled for each in here),
                     expected=sum(each.expected for each in here),
                     met=sum(each.met for each in here),
                 )
@@ -290,27 +292,13 @@ class Engine:
             return "paused"
         return "tier" if self._config.mode is Mode.TIER and self._mover else "observe"
 
-    def _carry_out(self, tally: Tally, made: MovePlan, now: Circumstances, boundary: int) -> None:
+    def _carry_out(self, tally: Tally, made: MovePlan, now: Circumstances) -> None:
         """Demote, then promote into no more room than that made."""
         tally.planned(Direction.DEMOTE, made.demote)
-        states = [self._heat.states(moves.pfn) for moves in (made.demote, made.promote)]
         demoted = self._move(tally, Direction.DEMOTE, made.demote, now)
         promote = _fit_promotions(made.promote, demoted) if demoted else made.promote
         tally.planned(Direction.PROMOTE, promote)
-        promoted = self._move(tally, Direction.PROMOTE, promote, now)
-        if demoted and promoted:
-            trial = Trial.of(boundary, now.started, promoted, demoted, *states)
-            self._trials.append(trial)
-
-    def _learn(self, now: float) -> None:
-        """Judge pairs that have been looked at again since they were moved."""
-        wait = max(
-            [2 * self._config.interval, *(2 * s.status().round_time for s in self._samplers)]
-        )
-        while self._trials and self._trials[0].time <= now - wait:
-            trial = self._trials.popleft()
-            pairs, promised, gained = trial.outcome(self._heat)
-            self._cautions[trial.boundary].learn(pairs, promised, gained)
+        self._move(tally, Direction.PROMOTE, promote, now)
 
     def _move(
         self, tally: Tally, direction: Direction, moves: Moves, now: Circumstances
@@ -382,8 +370,6 @@ class Engine:
         self._appraiser.settle(now, held, int(waste.pages.sum()))
         if self._thrash.update(now, promoted, waste.pages, waste.life, self._scout.persists):
             self._appraiser.begin()
-            for caution in self._cautions:
-                caution.begin()
         for ledger in (*self._scout.moved.values(), self._scout.refused):
             ledger.prune(now - self._waste_window)
 

@@ -19,7 +19,7 @@ from tierd.planner import FREE_TO_GO, Direction, Folios, Limits, Owners, Reason,
 from tierd.policy import DOOR, Target
 from tierd.topology import Topology
 
-SEARCH_SHARE: Final = 2
+SEARCH_SHARE: Final = 4
 """Candidates looked up per page that the budget allows: some are refused."""
 
 REFUSALS: Final = {
@@ -173,6 +173,7 @@ class Scout:
             pages=info.pages,
             node=info.node,
             state=state,
+            rate=self._heat.forecast.rate(state),
             owner=table.classes(info.cgroup),
             refused=refused,
             allowed={

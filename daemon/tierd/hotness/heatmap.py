@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tierd.host import NO_PFN, Pfns, Span
+from tierd.hotness.forecast import Forecast
 from tierd.hotness.state import (
-    AGE_SHIFT,
-    CHANGING,
     KNOWN_FROM,
     LEVEL_EDGES,
     LEVELS,
     Q_ONE,
     Q_SHIFT,
     STATES,
+    hazard_of,
     level_state,
     phase_of,
     recent,
@@ -32,12 +32,13 @@ CHUNK: Final = 128 * 1024
 PIECE: Final = 32 * 1024
 """Frames of a batch that are worked on at once: with their 64-bit indices they fit the cache."""
 
+STEP: Final = 4
+"""One frame in so many of a large batch is learned from, on a machine with many."""
+
 SCAN_LIMIT: Final = 64 * 1024 * 1024
 """Frames that one search for candidates reads at most, if no less was asked for."""
 
 _SHIFT: Final = np.uint16(Q_SHIFT)
-_SETTLED: Final = np.uint16(2 << AGE_SHIFT)
-"""Set in states of the upper half of the ages."""
 
 
 MORE: Final = 16_384
@@ -46,12 +47,13 @@ MORE: Final = 16_384
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one batch said about one node. `expected` is how many of the frames that were well
-    known before should have been found accessed, `met` how many of those were."""
+    """What one batch said about one node. `settled` is how many of the frames were well known
+    before, `expected` how many of those should have been found accessed, `met` how many were."""
 
     node: int
     looked: int
     accessed: int
+    settled: int
     expected: float
     met: int
 
@@ -131,11 +133,13 @@ class HeatMap:
         for node in sorted(set(nodes)):
             mine = self._levels[self._node == node]
             self._totals[node] = mine.sum(axis=0, dtype=np.int64)
+        self._many = len(starts) > 8
         self.scan_limit = SCAN_LIMIT
         """Frames that one search reads at most; the next one goes on from there."""
         self._cursor = {True: 0, False: 0}
         self._pass = 0
-        self._hazard = 0
+        self._hazards = 0, 0
+        self.forecast = Forecast()
 
     # -- what is known ---------------------------------------------------------------------
 
@@ -161,35 +165,40 @@ class HeatMap:
 
     # -- what changes it -------------------------------------------------------------------
 
-    def tick(self, changing: float = 0.0) -> None:
-        """Begin a new pass of looks. changing: share of the accesses, 0..1, that by the last
-        pass come to other frames than heat says; the larger, the less it takes to believe of
-        a frame that it has changed."""
+    def tick(self, cooling: float = 0.0, heating: float = 0.0) -> None:
+        """Begin a new pass of looks. Shares, 0..1, of the hot frames that are thought to become
+        cold now, and of the cold ones that become hot: the larger, the less it takes to believe
+        it of one."""
         self._pass += 1
-        self._hazard = max(int(np.searchsorted(CHANGING, changing, side="right")) - 1, 0)
+        self.forecast.learn(cooling)
+        self._hazards = hazard_of(cooling), hazard_of(heating)
 
     def observe(
-        self, pfn: Pfns, weight: NDArray[np.uint8], granularity: int = 1
+        self, pfn: Pfns, weight: NDArray[np.uint8], granularity: int = 1, *, learn: bool = True
     ) -> tuple[Seen, ...]:
         """Enter the outcome of one look at each frame.
 
         pfn: uint64[n] sorted and unique; weight: uint8[n], 0 is idle. An entry speaks for
-        `granularity` frames from its own on. Frames outside all spans are ignored.
+        `granularity` frames from its own on. Frames outside all spans are ignored. learn: these
+        outcomes say what states mean; those of a source that sees no idle frames do not.
         """
         if granularity > 1:
             pfn, weight = _spread(pfn, weight, granularity)
         seen: list[Seen] = []
         for chunk, begin, end in self._slices(pfn):
-            seen.append(self._observe_chunk(chunk, pfn[begin:end], weight[begin:end]))
+            these = slice(begin, end)
+            seen.append(self._observe_chunk(chunk, pfn[these], weight[these], learn=learn))
         return tuple(seen)
 
-    def _observe_chunk(self, chunk: int, pfn: Pfns, weight: NDArray[np.uint8]) -> Seen:
+    def _observe_chunk(
+        self, chunk: int, pfn: Pfns, weight: NDArray[np.uint8], *, learn: bool
+    ) -> Seen:
         states = self._states[chunk]
         start = np.uint64(self._start[chunk])
         n = len(pfn)
         recount = 2 * n > len(states)
         change = np.zeros(Q_ONE, np.int64)
-        expected, met = 0.0, 0
+        settled, expected, met = 0, 0.0, 0
         for begin in range(0, n, PIECE):
             part = pfn[begin : begin + PIECE]
             hit = weight[begin : begin + PIECE] > 0
@@ -200,9 +209,14 @@ class HeatMap:
             old = states[where]
             index = np.multiply(hit, STATES, dtype=np.intp)
             np.add(index, old, out=index, casting="unsafe")
-            new = np.take(transitions(phase_of(self._pass), self._hazard), index, mode="clip")
-            foretold = _foretold(old, hit)
-            expected, met = expected + foretold[0], met + foretold[1]
+            new = np.take(transitions(phase_of(self._pass), *self._hazards), index, mode="clip")
+            # Of a large batch a part is enough to learn from; the numbers are for all of it.
+            step = STEP if len(old) >= PIECE // 2 and self._many else 1
+            if learn:
+                known = self.forecast.enter(old[::step], hit[::step])
+                settled += step * known[0]
+                expected += step * known[1]
+                met += step * known[2]
             if not recount:
                 change -= np.bincount(old >> _SHIFT, minlength=Q_ONE)
                 change += np.bincount(new >> _SHIFT, minlength=Q_ONE)
@@ -212,7 +226,8 @@ class HeatMap:
             self._shift(chunk, counts - self._levels[chunk])
         else:
             self._shift(chunk, _fold(change))
-        return Seen(int(self._node[chunk]), n, int(np.count_nonzero(weight)), expected, met)
+        accessed = int(np.count_nonzero(weight))
+        return Seen(int(self._node[chunk]), n, accessed, settled, expected, met)
 
     def move(self, old: Pfns, new: Pfns) -> None:
         """The data of each frame `old` is now in frame `new` (NO_PFN where nobody knows): its
@@ -269,15 +284,13 @@ class HeatMap:
         nodes: Collection[int],
         count: int,
         ceiling: int = STATES,
-        looks: int = 1,
         align: int = 1,
     ) -> Candidates:
         """At least `count` of the coldest known frames of `nodes` if there are as many, coldest
-        first. Only frames in a state below `ceiling` that were accessed in at most `looks` of
-        the last four looks, and whose number is a multiple of `align`: large folios are aligned
-        to their size. Bounded as `hottest`."""
+        first. Only frames in a state below `ceiling` whose number is a multiple of `align`:
+        large folios are aligned to their size. Bounded as `hottest`."""
         highest = int(np.searchsorted(LEVEL_EDGES, (ceiling - 1) >> Q_SHIFT, side="right")) - 1
-        want = _Want(nodes, count, (0, looks), align, self.scan_limit, hottest=False)
+        want = _Want(nodes, count, (0, 4), align, self.scan_limit, hottest=False)
         found = _Found()
         for level in _depths(self.histogram(nodes), count, highest, hottest=False):
             bottom, top = level_state(level), min(ceiling, level_state(level + 1))
@@ -355,16 +368,6 @@ class HeatMap:
         each, begin = np.unique(chunk[rows], return_index=True)
         for number, part in zip(each, np.split(rows, begin[1:]), strict=True):
             yield int(number), part, where[part] - self._start[number]
-
-
-def _foretold(old: NDArray[np.uint16], hit: NDArray[np.bool_]) -> tuple[float, int]:
-    """Accesses that the states before a look foretold for well-known frames, and those met
-    there. Every 16th frame is enough of a large batch; the numbers are for all."""
-    step = 16 if len(old) >= PIECE // 2 else 1
-    some, seen = old[::step], hit[::step]
-    settled = (some & _SETTLED) != 0
-    expected = int(np.multiply(some >> _SHIFT, settled).sum(dtype=np.uint64)) / Q_ONE
-    return step * expected, step * int(np.count_nonzero(seen & settled))
 
 
 def _tries(wanted: int, known: int, frames: int) -> int:

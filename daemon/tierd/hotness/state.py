@@ -44,21 +44,25 @@ Q_SHIFT: Final = 6
 AGE_SHIFT: Final = 4
 LOOKS_MASK: Final = 15
 
+AGES: Final = 4
+CODES: Final = STATES >> AGE_SHIFT
+"""Kinds of state when the looks are left out: q and age."""
+
 GAINS: Final = (1 / 4, 1 / 10, 1 / 24, 1 / 64)
 """Gain of one look by age; about the inverse of the number of looks behind q."""
 
 _SPAN: Final = (4, 10, 24)
 """Looks that a frame spends at each age before the last, on average."""
 
-HAZARDS: Final = (2e-6, 1e-2, 3e-2, 1e-1, 3e-1)
+HAZARDS: Final = (2e-6, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 6e-1)
 """Prior probability that a frame changes its mind between two looks. The first is for a program
 that goes on as it did: among millions of frames chance makes many a run."""
 
-CHANGING: Final = (0.0, 0.02, 0.05, 0.1, 0.25)
-"""Share of all accesses that come to other frames than expected, from which each hazard holds."""
+CHANGING: Final = (0.0, 6e-4, 2e-3, 6e-3, 2e-2, 6e-2, 2e-1, 5e-1)
+"""Share of the frames that are thought to change, from which each hazard holds."""
 
-OLDEST: Final = (3, 3, 3, 2, 1)
-"""Age beyond which evidence does not count, by hazard: when much changes, so may any frame."""
+OLDEST: Final = (3, 3, 3, 3, 3, 3, 2, 0)
+"""Age beyond which evidence does not count, by hazard: when most frames change, so may any."""
 
 FIRST: Final = (1 / 16, 1 / 2)
 """q after a first look that found the frame idle, accessed: most memory is idle."""
@@ -72,14 +76,19 @@ def phase_of(number: int) -> int:
     return int(number * 0.6180339887498949 % 1.0 * PHASES)
 
 
+def hazard_of(share: float) -> int:
+    """Index into `HAZARDS` where that share of the frames changes."""
+    return max(int(np.searchsorted(CHANGING, share, side="right")) - 1, 0)
+
+
 @lru_cache(maxsize=2 * PHASES)
-def transitions(phase: int, hazard: int = 0) -> NDArray[np.uint16]:
+def transitions(phase: int, cooling: int = 0, heating: int = 0) -> NDArray[np.uint16]:
     """uint16[2 * STATES]: the state after a look. Index: accessed * STATES + state.
 
-    `hazard` is an index into `HAZARDS`.
+    cooling, heating: indices into `HAZARDS`, for hot frames that become cold and the reverse.
     """
     state = np.arange(STATES, dtype=np.int64)
-    both = [_step(state, hit, phase, hazard) for hit in (False, True)]
+    both = [_step(state, False, phase, cooling), _step(state, True, phase, heating)]
     table = np.concatenate(both).astype(np.uint16)
     table.setflags(write=False)
     return table
@@ -157,6 +166,11 @@ def rate(state: NDArray[np.uint16]) -> NDArray[np.float64]:
     """float64[n]: accesses per window, 0 for unknown frames."""
     result: NDArray[np.float64] = RATES[state >> np.uint16(Q_SHIFT)]
     return result
+
+
+def code(state: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """uint16[n], below `CODES`: q and age of each state."""
+    return state >> np.uint16(AGE_SHIFT)
 
 
 def evidence() -> NDArray[np.float64]:

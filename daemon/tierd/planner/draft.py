@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tierd.hotness import rate, rate_bound
 from tierd.planner.values import (
     FREE_TO_GO,
     REASONS,
@@ -55,14 +54,12 @@ class _Side:
         folios: Folios,
         order: NDArray[np.intp],
         heat: NDArray[np.float64],
-        bound: NDArray[np.float64],
     ) -> None:
         self.pfn = folios.pfn[order]
         self.pages = folios.pages[order].astype(np.int64)
         self.node = folios.node[order]
         self.owner = folios.owner[order]
         self.rate = heat[order]
-        self.bound = bound[order]
         self.why = folios.refused[order].astype(np.int16)
         self.allowed = {node: mask[order] for node, mask in folios.allowed.items()}
         self.target = np.full(len(order), -1, np.int32)
@@ -111,9 +108,8 @@ class _Draft:
         self.held_by = limits.why
         self.worth = limits.worth
         self.left = {Direction.PROMOTE: limits.promote, Direction.DEMOTE: limits.demote}
-        # What a candidate is at least and a victim at most, at the margin's confidence.
-        self.hot = _side(hot, weight, -self.margin.errors, descending=True)
-        self.cold = _side(cold, weight, self.margin.errors, descending=False)
+        self.hot = _side(hot, weight, hottest_first=True)
+        self.cold = _side(cold, weight, hottest_first=False)
         self.short = np.zeros(len(hot), np.bool_)
         """Guests that beat no victim by the margin."""
         self.worthless = np.zeros(len(hot), np.bool_)
@@ -363,11 +359,10 @@ class _Draft:
 
     def _better(self, guests: NDArray[np.intp], victims: NDArray[np.intp]) -> NDArray[np.bool_]:
         """bool[n]: whether each guest beats its victim by the margin."""
-        hot, cold, margin = self.hot, self.cold, self.margin
-        guest, victim = hot.rate[guests], cold.rate[victims]
-        enough = (guest >= margin.factor * victim) & (guest - victim > margin.gain)
-        sure: NDArray[np.bool_] = hot.bound[guests] > cold.bound[victims]
-        return enough & sure
+        guest, victim = self.hot.rate[guests], self.cold.rate[victims]
+        margin = self.margin
+        better: NDArray[np.bool_] = guest >= margin.factor * victim
+        return better & (guest - victim > margin.gain)
 
     def _spare(self, node: int, planned: NDArray[np.intp], surplus: int) -> None:
         """Take back the last of the planned demotions as far as nobody got the room."""
@@ -410,17 +405,11 @@ class _Draft:
         )
 
 
-def _side(folios: Folios, weight: NDArray[np.float64], errors: float, *, descending: bool) -> _Side:
-    """Sort candidates by what their weighted rate is at least (or victims, at most).
-
-    That two bounds at z/sqrt(2) errors each do not meet is about as unlikely by chance as a
-    difference of z errors of the difference.
-    """
-    share = weight[folios.owner]
-    heat = rate(folios.state) * share
-    bound = rate_bound(folios.state, errors / 2**0.5) * share
-    order = np.argsort(-bound if descending else bound, kind="stable")
-    return _Side(folios, order, heat, bound)
+def _side(folios: Folios, weight: NDArray[np.float64], *, hottest_first: bool) -> _Side:
+    """Sort candidates by their weighted rate, and equal ones by what heat remembers of them."""
+    heat = folios.rate * weight[folios.owner]
+    order = np.lexsort((folios.state, heat))
+    return _Side(folios, order[::-1] if hottest_first else order, heat)
 
 
 def _anywhere(side: _Side, ways: Mapping[int, Sequence[int]]) -> NDArray[np.bool_]:

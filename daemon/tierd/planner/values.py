@@ -94,7 +94,8 @@ def code(reason: Reason) -> int:
 class Folios:
     """Candidates in one direction; parallel arrays of length n, in any order.
 
-    pfn: uint64 heads, each once; pages: uint32; node: int32; state: uint16 of the heat.
+    pfn: uint64 heads, each once; pages: uint32; node: int32; state: uint16 of the heat, which
+    decides between equals; rate: float64, accesses per window to be expected.
     owner: int16 class index, -1 for none. refused: int8, FREE_TO_GO or a code of `REASONS`.
     allowed: bool by node id, whether the owner's cpuset lets the folio be there.
     """
@@ -103,6 +104,7 @@ class Folios:
     pages: NDArray[np.uint32]
     node: NDArray[np.int32]
     state: NDArray[np.uint16]
+    rate: NDArray[np.float64]
     owner: NDArray[np.int16]
     refused: NDArray[np.int8]
     allowed: Mapping[int, NDArray[np.bool_]]
@@ -154,6 +156,7 @@ class Folios:
             self.pages[keep],
             self.node[keep],
             self.state[keep],
+            self.rate[keep],
             self.owner[keep],
             self.refused[keep],
             {node: mask[keep] for node, mask in self.allowed.items()},

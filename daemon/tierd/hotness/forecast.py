@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Forecast`: what a state has meant so far, learned from what the next looks found.
+
+The share q that a state remembers is not what to expect of the frame. Of the frames that look
+hottest, some only had luck, and the more alike all frames are, the more of them: those fall back
+towards the mean (Galton). How far is an empirical question with an answer at hand, because every
+look is an experiment: the frame was in some state, and was found accessed or not. So for each
+kind of state, which is a level of q and an age, the share of looks is kept that found its frames
+accessed. Two frames are compared by that. Where all frames are alike, as under uniform access,
+every kind of state comes to mean the same, and nothing is worth moving.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tierd.hotness.state import (
+    AGE_SHIFT,
+    AGES,
+    LEVEL_EDGES,
+    LEVELS,
+    Q_MAX,
+    Q_ONE,
+    Q_SHIFT,
+    STATES,
+    recent,
+)
+
+SEEN: Final = 5
+"""Of the last four looks 0..4 found the frame accessed."""
+
+CELLS: Final = LEVELS * AGES * SEEN
+
+PRIOR: Final = 8.0
+"""Looks' worth of trust in q itself while a kind of state is new."""
+
+MOST: Final = 4096.0
+"""Looks that are remembered per kind of state: new ones push old ones out, so that what is seen
+often is learned anew within a few passes when the program changes."""
+
+FADE: Final = 0.98
+"""What is left of the memory after a pass in any case."""
+
+
+class Forecast:
+    """Learned share of looks that find a frame accessed, by level, age and recent looks."""
+
+    def __init__(self) -> None:
+        self._looks = np.zeros((LEVELS, AGES, SEEN))
+        self._hits = np.zeros((LEVELS, AGES, SEEN))
+        self._new = np.zeros((2, CELLS), np.int64)
+        self.table: NDArray[np.float64] = np.repeat(_MIDDLE, AGES * SEEN)
+        """float64[CELLS]: the share by kind of state."""
+
+    def enter(self, state: NDArray[np.uint16], hit: NDArray[np.bool_]) -> tuple[int, float, int]:
+        """Learn from looks at frames in `state` (before the look). Returns of those that were
+        well known how many there were, how many were expected to be accessed, how many were."""
+        cell = _CELL[state]
+        idle = np.bincount(cell[~hit], minlength=CELLS)
+        met = np.bincount(cell[hit], minlength=CELLS)
+        self._new[0] += idle
+        self._new[1] += met
+        settled = _SETTLED * (idle + met)
+        return int(settled.sum()), float(settled @ self.table), int(met @ _SETTLED)
+
+    def rate(self, state: NDArray[np.uint16]) -> NDArray[np.float64]:
+        """float64[n]: accesses per window to be expected of frames in `state`, 0 of unknown
+        ones. Yes/no windows saturate, rates do not."""
+        share = np.minimum(self.table[_CELL[state]], Q_MAX / Q_ONE)
+        rate: NDArray[np.float64] = -np.log1p(-share)
+        return rate
+
+    def learn(self, changed: float = 0.0) -> None:
+        """Make the forecasts of the next pass from what has been entered. changed: share of the
+        frames, 0..1, whose states are about what they were; so is the memory."""
+        idle, met = self._new.reshape(2, LEVELS, AGES, SEEN)
+        keep = np.clip(
+            (MOST - idle - met) / np.maximum(self._looks, 1.0), 0.0, FADE * (1 - changed)
+        )
+        self._looks = keep * self._looks + idle + met
+        self._hits = keep * self._hits + met
+        self._new[:] = 0
+        share = np.empty((LEVELS, AGES, SEEN))
+        for age in range(AGES):
+            looks, hits = self._looks[:, age], self._hits[:, age]
+            pooled = _share(looks.sum(axis=1), hits.sum(axis=1), _MIDDLE)
+            for seen in range(SEEN):
+                share[:, age, seen] = _share(looks[:, seen], hits[:, seen], pooled)
+        share[0] = 0.0  # unknown
+        self.table = share.reshape(-1)
+
+
+def _share(
+    looks: NDArray[np.float64], hits: NDArray[np.float64], prior: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    weight = looks + PRIOR
+    return _rising((hits + PRIOR * prior) / weight, weight)
+
+
+def _rising(value: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Isotonic regression (pool adjacent violators): the nearest values that never fall.
+
+    More heat never means less, so what looks like that is chance; and what chance cannot tell
+    apart becomes equal.
+    """
+    pools: list[tuple[float, float, int]] = []
+    for mean, much in zip(value.tolist(), weight.tolist(), strict=True):
+        pools.append((mean, much, 1))
+        while len(pools) > 1 and pools[-2][0] >= pools[-1][0]:
+            (a, na, la), (b, nb, lb) = pools[-2:]
+            pools[-2:] = [((a * na + b * nb) / (na + nb), na + nb, la + lb)]
+    return np.repeat([pool[0] for pool in pools], [pool[2] for pool in pools])
+
+
+def _cells() -> NDArray[np.uint16]:
+    """uint16[STATES]: kind of each state: level, age, accessed looks of the last four."""
+    state = np.arange(STATES).astype(np.uint16)
+    level = np.searchsorted(LEVEL_EDGES, state >> Q_SHIFT, side="right") - 1
+    age = (state >> AGE_SHIFT) & (AGES - 1)
+    return ((level * AGES + age) * SEEN + recent(state)).astype(np.uint16)
+
+
+_CELL: Final = _cells()
+_WIDTH: Final = np.diff(np.append(LEVEL_EDGES, Q_ONE))
+_MIDDLE: Final = (LEVEL_EDGES + (_WIDTH - 1) / 2) / Q_ONE
+_SETTLED: Final = (np.arange(CELLS) // SEEN % AGES >= 2).astype(np.int64)
