@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -114,18 +115,27 @@ def _quoted(script: str) -> str:
 _CALL = re.compile(r"^\d+\s+(?:<\.\.\. )?(\w+)")
 
 
-def traced_calls(guest: Guest, policy: str) -> set[str]:
-    """Names of all system calls of a daemon that has something to promote. strace names those
-    it knows; the others show as syscall_0x and the number."""
+def traced_calls(guest: Guest, policy: str, cycles: int = 8, until: str = "") -> set[str]:
+    """Names of all system calls of a daemon that has something to promote, over so many cycles,
+    and until it has made the one that is named by `until`. strace names those it knows; the
+    others show as syscall_0x and the number."""
     guest.put("/run/traced.yaml", policy.encode())
     load = loads.start(guest, "load-traced", 32, 16)
     load.migrate(0, 1)
-    guest.run(
-        "timeout --signal=TERM 60 strace -f --seccomp-bpf -o /run/calls "
-        "tierd run --config /run/traced.yaml; true",
-        timeout=240,
-        check=True,
-    )
+    command = "exec strace -f --seccomp-bpf -o /run/calls tierd run --config /run/traced.yaml"
+    with guest.popen(command) as traced:
+        wait(lambda: _cycles(guest) >= cycles, 240, f"no {cycles} cycles under strace", every=1)
+        if until:
+            guest.wait_until(f"grep -q '^[0-9]* *{until}(' /run/calls", timeout=120)
+        traced.kill(signal.SIGTERM)
+        traced.wait(120)
     load.stop()
     out = guest.run("cut -d'(' -f1 /run/calls | sort -u", timeout=120, check=True).stdout
     return {match[1] for line in out.splitlines() if (match := _CALL.match(line))}
+
+
+def _cycles(guest: Guest) -> int:
+    """Cycles of a daemon that may not be up yet."""
+    shown = guest.run(f"bash -c '{_quoted(_SCRAPE)}' 2>/dev/null", check=False).stdout
+    match = re.search(r"^tierd_cycles_total ([0-9]+)", shown, re.MULTILINE)
+    return int(match[1]) if match else 0

@@ -173,5 +173,5 @@ def test_metrics_pass_promtool(service: Service, tmp_path: Any) -> None:
 
 def test_a_named_number_is_used(guest: Guest, service: Service) -> None:
     """The look at the system calls that test_absent relies on does find the number here."""
-    calls = traced_calls(guest, GOOD + "sampling:\n  cpu: 40%\n")
+    calls = traced_calls(guest, GOOD + "sampling:\n  cpu: 40%\n", until="syscall_0x224")
     assert "syscall_0x224" in calls, calls

@@ -13,7 +13,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 
-FLAVOURS: Mapping[str, float] = {"release": 1.0, "off": 1.0, "debug": 6.0}
+FLAVOURS: Mapping[str, float] = {"release": 1.0, "off": 1.0, "debug": 6.0, "stock": 2.0}
 """The kernels there are, and how many times slower than release each may be."""
 
 
@@ -27,8 +27,8 @@ class Artefacts:
     """Root of the system that QEMU is installed in."""
     image: Path
     kernels: Mapping[str, Path]
-    """Per flavour the directory with bzImage, vmlinux, System.map, config and the series' selftest
-    (move_phys_pages, statically linked)."""
+    """Per flavour the directory with bzImage and config. Of ours also vmlinux, System.map and the
+    series' selftest (move_phys_pages, statically linked); of `stock` an initrd."""
 
 
 def why_unavailable() -> str | None:
