@@ -74,6 +74,17 @@ check-series: ## Check the kernel patches: checkpatch, sparse, builds in all con
 container: ## Build Dockerfile.qemu without a container engine and boot guests in it
 	@tests/rig/container
 
+.PHONY: selftest selftest-debug
+selftest: $(VENV)/.dev ## The kernel series' selftest on machines A and B
+	@$(VENV)/bin/python -m pytest tests/guest/test_selftest.py $(PYTEST_ARGS)
+selftest-debug: $(VENV)/.dev ## The same on the debug kernel, and with a security module
+	@TIERD_SELFTEST_KERNEL=debug \
+	  $(VENV)/bin/python -m pytest tests/guest/test_selftest.py $(PYTEST_ARGS)
+
+.PHONY: mutants
+mutants: ## Put each mistake back into the kernel series and see which test notices: ONLY='B02 ...'
+	@PYTHONPATH=tests exec $(PYTHON) -m mutants --only '$(ONLY)'
+
 .PHONY: stress
 stress: ## Storms against move_phys_pages on the debug kernel: SECONDS=300 ONLY='name ...' JOBS=1
 	@PYTHONPATH=tests exec $(PYTHON) -m stress --seconds $(or $(SECONDS),300) \

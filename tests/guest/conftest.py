@@ -37,7 +37,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     flavours: set[str] = set()
     for item in session.items:
         names = set(getattr(item, "fixturenames", ()))
-        if names & {"guest", "boot"}:
+        if names & {"guest", "boot", "boot_module"}:
             marker = item.get_closest_marker("kernel")
             flavours |= set(marker.args) if marker else {"release"}
         if "guest_off" in names:
@@ -71,11 +71,15 @@ def start(
     made = artefacts(kernel)
     if isinstance(made, rig.Unavailable):
         require("guest", str(made))
-    OUT.mkdir(parents=True, exist_ok=True)
-    console = OUT / f"{re.sub('[^A-Za-z0-9_.-]+', '-', name)}.{kernel}.{machine}.log"
+    console = _console(name, kernel, machine)
     return stack.enter_context(
         rig.Guest(made, kernel, rig.MACHINES[machine], append=append, console=console)
     )
+
+
+def _console(name: str, kernel: str, machine: str) -> Path:
+    OUT.mkdir(parents=True, exist_ok=True)
+    return OUT / f"{re.sub('[^A-Za-z0-9_.-]+', '-', name)}.{kernel}.{machine}.log"
 
 
 def _of_module(request: pytest.FixtureRequest, kernel: str | None = None) -> Iterator[rig.Guest]:
@@ -111,3 +115,23 @@ def boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
     """`boot(kernel="release", machine="A", append="")`: a guest of the test's own."""
     with ExitStack() as stack:
         yield lambda *args, **kwargs: start(request.node.name, stack, *args, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def boot_module(request: pytest.FixtureRequest) -> Boot:
+    """`boot_module(kernel="release", machine="A", append="")`: a guest that is not booted yet, for
+    a fixture of the module to enter and to leave; its console is kept like that of `boot`."""
+
+    def make(kernel: str = "release", machine: str = "A", *, append: str = "") -> rig.Guest:
+        made = artefacts(kernel)
+        if isinstance(made, rig.Unavailable):
+            require("guest", str(made))
+        return rig.Guest(
+            made,
+            kernel,
+            rig.MACHINES[machine],
+            append=append,
+            console=_console(f"{request.node.name} {append}".strip(), kernel, machine),
+        )
+
+    return make

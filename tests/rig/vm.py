@@ -308,6 +308,11 @@ class Guest:
         self._scratch.cleanup()
 
     @property
+    def artefacts(self) -> Artefacts:
+        """What it was made from."""
+        return self._artefacts
+
+    @property
     def alive(self) -> bool:
         return not self._over and self._release is not None
 
