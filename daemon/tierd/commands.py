@@ -209,8 +209,7 @@ def record(options: argparse.Namespace) -> int:
         limit = max(math.ceil(options.duration / loaded.config.interval), 1)
     private = options.runtime_directory is None and machine is not None
     with _runtime(None if private else options.runtime_directory or service.RUNTIME) as runtime:
-        print(f"recording to {options.out}; Ctrl-C ends it", flush=True)
-        settings = Options(runtime=runtime, limit=limit, trace=options.out)
+        settings = Options(runtime=runtime, limit=limit, trace=options.out, watch=_announce)
         daemon = Daemon(host, lambda: _observing(options)[0], pace, settings)
         try:
             daemon.run()
@@ -224,6 +223,12 @@ def record(options: argparse.Namespace) -> int:
                 )
             return code
     return _recorded(options.out)
+
+
+def _announce(state: State) -> None:
+    """Say once that it has begun."""
+    if state.cycles == 1 and state.recording is not None:
+        print(f"recording to {state.recording.file}; Ctrl-C ends it", flush=True)
 
 
 def _real(options: argparse.Namespace) -> tuple[Host, Pace]:

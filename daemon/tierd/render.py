@@ -87,6 +87,9 @@ def _status(doc: Mapping[str, Any], style: Style) -> Iterator[str]:
         yield from map(style.warn, _labelled("back-off", text))
     if doc.get("metrics"):
         yield from _labelled("metrics", doc["metrics"])
+    if trace := doc.get("trace"):
+        ended = f", ended: {trace['ended']}" if trace["ended"] else ""
+        yield from _labelled("trace", f"{trace['file']}, {size(trace['size'])}{ended}")
     for reason in doc["degraded"]:
         yield from map(style.warn, _labelled("degraded", reason))
     if not config["last_reload"]["ok"]:

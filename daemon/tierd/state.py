@@ -9,7 +9,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar, cast
 
 from tierd import __version__
@@ -28,6 +28,16 @@ class Reload:
     when: float
     source: str
     problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A trace in the making. `size` in bytes; `ended` is why no more is written, None while it
+    is."""
+
+    file: str
+    size: int
+    ended: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +77,8 @@ class State:
     """Why the daemon itself moves nothing for the time being."""
     metrics: str | None = None
     """Where /metrics is served."""
+    recording: Recording | None = None
+    """What is written into a trace, if anything."""
 
     @property
     def mode(self) -> str:
@@ -121,6 +133,7 @@ def status(state: State) -> dict[str, Any]:
             "sampler": "+".join(ladder.samplers) or "none",
             "mover": ladder.mover or "none",
             "metrics": state.metrics,
+            "trace": asdict(state.recording) if state.recording else None,
             "cycle": _cycle(state),
             "hit_ratio": report.hit_ratio if report else None,
             "tiers": _tiers(state),

@@ -29,7 +29,7 @@ from tierd.metrics import Exporter
 from tierd.notify import Notifier
 from tierd.pace import Pace
 from tierd.recorder import Recorder, begin_in
-from tierd.state import Reload, State
+from tierd.state import Recording, Reload, State
 from tierd.topology import TopologyError
 from tierd.trace import TraceError
 
@@ -252,6 +252,7 @@ class Worker:
             report=report,
             cycles=self.state.cycles + 1,
             totals=self.state.totals.plus(report),
+            recording=self._recording(),
         )
         self._notifier.watchdog()
         self._tell_degraded()
@@ -367,6 +368,12 @@ class Worker:
         rebuilt = foundation.topology is not old.topology
         self.state = replace(self.state, foundation=foundation)
         self._record(anew=rebuilt)
+
+    def _recording(self) -> Recording | None:
+        if self._recorder is None:
+            return None
+        writer = self._recorder.writer
+        return Recording(str(writer.path), writer.size, self._recorder.stopped)
 
     def _record(self, *, anew: bool = False) -> None:
         """Begin, go on with or end the recording that the policy asks for. One that was asked for

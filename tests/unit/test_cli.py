@@ -224,6 +224,11 @@ STATUS: dict[str, Any] = {
     "sampler": "page_idle",
     "mover": "none",
     "metrics": "http://127.0.0.1:9709/metrics",
+    "trace": {
+        "file": "/var/lib/tierd/tierd-20260101T000000.000000Z.trace",
+        "size": 1,
+        "ended": "x",
+    },
     "degraded": ["no mover, observing only (" + "move_phys_pages: not there; " * 5 + ")"],
     "hit_ratio": 0.931,
     "cycle": {

@@ -337,6 +337,9 @@ def test_a_recording_ends_at_the_size_that_the_policy_allows(bench: Bench, tmp_p
         assert 0 < len(list(trace.cycles())) < 30
         assert trace.complete
     assert running.state.cycles == 30
+    told = status(running.state)["trace"]
+    assert (told["file"], told["size"]) == (str(path), path.stat().st_size)
+    assert "has reached the size that the policy allows" in told["ended"]
 
 
 def test_heat_survives_a_reload_of_budgets_only(bench: Bench) -> None:
