@@ -114,8 +114,9 @@ def judge(report: dict[str, Any], status: int, stderr: str) -> list[str]:
         return [f"the program ended with status {status}: {stderr[-500:]}"]
     found = []
     if report["bad"]:
+        # It ended the storm at once, so there is no point in counting what happened.
         found.append(f"{report['bad']} promises broken, the first: {report['why']}")
-        found += [line for line in stderr.splitlines() if line.startswith("stress: ")][:3]
+        return found + [line for line in stderr.splitlines() if line.startswith("stress: ")][:3]
     found += [
         f"too little happened: {name}: {count} of {need}"
         for name, (count, need) in report["events"].items()

@@ -137,6 +137,8 @@ static bool code_fits(int code, unsigned flags)
 		return !(flags & MOVE_ALL);
 	case EXDEV:
 		return flags & MEMPOLICY;
+	case ESTALE:
+		return flags & SOURCE;
 	default:
 		return false;
 	}
