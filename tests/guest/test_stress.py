@@ -40,7 +40,7 @@ def test_storm_on_another_machine(boot: Callable[..., Guest], stressor: stress.S
 def test_one_leaked_reference_is_seen(guest: Guest) -> None:
     """That the checks can fail: a page with one reference too many, and nothing else wrong."""
     blocks = prepared(guest)
-    before, _ = stress.measure(guest)
+    before, _ = stress.baseline(guest)
     with guest.popen(["stress", "leak"]) as leak:
         block, node = map(int, leak.readline().split())
         assert node == 1

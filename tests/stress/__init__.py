@@ -4,13 +4,14 @@
 The storms are a C program, tests/guest/programs/stress; its stress.h says how it is made.
 """
 
-from stress.checks import come_to_rest, cycle_offline, measure, prepare, wrong
+from stress.checks import baseline, come_to_rest, cycle_offline, measure, prepare, wrong
 from stress.suite import STRESSORS, Result, Stressor, run
 
 __all__ = [
     "STRESSORS",
     "Result",
     "Stressor",
+    "baseline",
     "come_to_rest",
     "cycle_offline",
     "measure",

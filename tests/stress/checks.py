@@ -124,6 +124,18 @@ def wrong(before: Memory, after: Memory, kernel: str) -> list[str]:
     return found
 
 
+def baseline(guest: Guest) -> tuple[Memory, dict[str, int]]:
+    """Measure until nothing is between two states, or for a while: what is there then has to be
+    there for good, and is not held against the storm that follows."""
+    end = time.monotonic() + 10 * guest.patience
+    while True:
+        memory, numbers = measure(guest)
+        loose = memory.isolated_anon, memory.isolated_file, memory.ghosts_anon, memory.ghosts_file
+        if not any(loose) or time.monotonic() > end:
+            return memory, numbers
+        time.sleep(0.5)
+
+
 def come_to_rest(guest: Guest, before: Memory) -> tuple[Memory, dict[str, int], list[str]]:
     """Measure until all is as it was, or for a while: what exits late is no leak."""
     end = time.monotonic() + 30 * guest.patience

@@ -87,7 +87,7 @@ def run(
     The program ends by itself when enough has happened, or nothing goes on any more."""
     result = Result(stressor.name, guest.kernel, guest.machine.name)
     complaints = len(guest.complaints())
-    before, counters = checks.measure(guest)
+    before, counters = checks.baseline(guest)
     result.before = before.as_dict()
     command = ["stress", *_options(guest, stressor, processes), "run", stressor.name, str(seconds)]
     with guest.popen(command) as process:
