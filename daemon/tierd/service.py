@@ -15,6 +15,7 @@ import os
 import selectors
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -29,6 +30,7 @@ from tierd.assembly import Foundation, Refused
 from tierd.config import Config, ConfigError, Loaded, Use
 from tierd.control import ControlError, Request, Verb
 from tierd.host import Host
+from tierd.host.linux import Allocator
 from tierd.journal import Event, record
 from tierd.ladder import RequiredMissing
 from tierd.metrics import Exporter, ListenError
@@ -48,6 +50,7 @@ CONFIG: Final = 6
 
 RUNTIME: Final = Path("/run/tierd")
 SOCKET_NAME: Final = "control.sock"
+SWITCH_SECONDS: Final = 0.001
 _CAP_SYS_ADMIN: Final = 21
 _ANSWER_SECONDS: Final = 60.0
 """How long a client's request may wait for the cycle at work to end."""
@@ -166,6 +169,9 @@ class Daemon:
 
     def run(self) -> None:
         """Run to the end. Raises Fatal for everything that ends it otherwise than by request."""
+        Allocator().share_one_arena()
+        # A scrape takes the interpreter from the worker a few times, and waits this long for it.
+        sys.setswitchinterval(SWITCH_SECONDS)
         try:
             with ExitStack() as stack:
                 self._serve(stack)

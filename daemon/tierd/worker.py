@@ -23,6 +23,7 @@ from tierd.assembly import Foundation, Refused
 from tierd.config import ConfigError, Loaded, OnConflict, Problem, Trace
 from tierd.engine import CycleReport, Engine
 from tierd.host import ForeignTierer, Host
+from tierd.host.linux import Allocator
 from tierd.journal import Event, record
 from tierd.ladder import RequiredMissing
 from tierd.metrics import Exporter
@@ -87,6 +88,7 @@ class Worker:
         self._exporter = exporter
         self._notifier = notifier
         self._pace = pace
+        self._allocator = Allocator()
         self._limit = limit
         self._watch = watch
         self._ended = ended
@@ -255,6 +257,8 @@ class Worker:
             recording=self._recording(),
         )
         self._notifier.watchdog()
+        # The temporaries of a search are megabytes, and the heap would keep them.
+        self._allocator.give_back()
         self._tell_degraded()
         if self.state.cycles == 1 or self.state.cycles % CHECK_CYCLES == 0:
             self._notifier.status(self.state.summary())

@@ -48,6 +48,15 @@ sampling starves; beyond that the share is exceeded."""
 LEAST_SCAN: Final = 1 << 20
 """Frames (4 GiB) that a search reads whatever the CPU share."""
 
+LOOKUP_PART: Final = 0.2
+"""Of the CPU share: for finding out about the candidates of one direction and planning them."""
+
+LOOKUP_SECONDS: Final = 3e-7
+"""CPU time per candidate, about, kernel time included."""
+
+LEAST_LOOKUP: Final = 4096
+"""Candidates that are looked up whatever the CPU share."""
+
 
 class Engine:
     """The whole of tierd without its surroundings: `cycle` is one round of everything.
@@ -75,9 +84,9 @@ class Engine:
         self._heat = HeatMap(topology.spans)
         owners = CapabilitySet(host.capabilities()).has(Feature.KPAGECGROUP)
         self._reader = PageReader(host, topology, owners=owners)
-        self._heat.scan_limit = _scan_limit(config)
         self._book = OwnerBook(host, topology, config.classes, self._reader)
         self._scout = Scout(self._heat, topology, self._reader, self._book)
+        self._bound(config)
         self._budget = Budget(
             config.migration.promote,
             config.migration.demote,
@@ -144,13 +153,20 @@ class Engine:
         move, cpu = config.migration, config.sampling.cpu
         self._appraiser.rules = move
         self._budget.limit(move.promote, move.demote, cpu, config.interval)
-        self._heat.scan_limit = _scan_limit(config)
+        self._bound(config)
         if config.classes != self._config.classes:
             self._book.use(config.classes)
             self._thrash = self._new_thrash(config)
             # Class indices in the memory of moves would name other classes now.
             self._scout.moved = {direction: Ledger() for direction in Direction}
         self._config = config
+
+    def _bound(self, config: Config) -> None:
+        """What deciding may cost is part of what the CPU share is for."""
+        seconds = config.sampling.cpu * config.interval
+        frames = int(seconds * SEARCH_PART / FRAME_SECONDS)
+        self._heat.scan_limit = min(max(frames, LEAST_SCAN), SCAN_LIMIT)
+        self._scout.most = max(int(seconds * LOOKUP_PART / LOOKUP_SECONDS), LEAST_LOOKUP)
 
     def _new_thrash(self, config: Config) -> Thrash:
         fast = sum(self._topology.frames_of(node) for node in self._topology.tiers[0].nodes)
@@ -485,12 +501,6 @@ def _with_less_room(target: Target, filled: Mapping[int, int]) -> Target:
     """The same target, with what other plans take subtracted from its room."""
     room = {node: max(frames - filled.get(node, 0), 0) for node, frames in target.room.items()}
     return replace(target, room=room)
-
-
-def _scan_limit(config: Config) -> int:
-    """Frames that one search for candidates may read: it is part of what the CPU share is for."""
-    seconds = config.sampling.cpu * config.interval * SEARCH_PART
-    return min(max(int(seconds / FRAME_SECONDS), LEAST_SCAN), SCAN_LIMIT)
 
 
 def _fit_promotions(promote: Moves, demoted: MoveResult) -> Moves:

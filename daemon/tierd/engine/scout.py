@@ -62,6 +62,8 @@ class Scout:
         self._topology = topology
         self._reader = reader
         self._book = book
+        self.most = 1 << 20
+        """Candidates that are looked up at most, in each direction."""
         self.moved = {direction: Ledger() for direction in Direction}
         """Own moves, by the frame the data is in now."""
         self.refused = Ledger()
@@ -87,7 +89,7 @@ class Scout:
         slow = [node for tier in tiers[target.fast + 1 :] for node in tier.nodes]
         fast = tiers[target.fast].nodes
         wanted = SEARCH_SHARE * limits.promote if tiers[target.fast].targets else 0
-        hot = self._heat.hottest(slow, wanted, level_state(1), DOOR)
+        hot = self._heat.hottest(slow, min(wanted, self.most), level_state(1), DOOR)
         due = SEARCH_SHARE * sum(target.need.values()) + len(hot)
         if self._book.classes:  # a class above its cap is due whatever the others do
             due = SEARCH_SHARE * limits.demote

@@ -143,6 +143,8 @@ class Exporter:
         self._process = ProcessCollector(registry=None)
         self._process_families: tuple[Family, ...] = ()
         self._snapshot: tuple[Family, ...] = ()
+        self._texts: tuple[tuple[Family, ...], dict[str, bytes]] = ((), {})
+        """A snapshot and what it looks like, by content type."""
         self._server: Server | None = None
         self._thread: threading.Thread | None = None
         self.ready = False
@@ -184,7 +186,16 @@ class Exporter:
     def text(self, accept: str = "") -> tuple[bytes, str]:
         """The exposition and its content type; OpenMetrics when `accept` asks for it."""
         encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
+        # Several scrapers may ask between two cycles; the text is made once for all of them.
+        of, texts = self._texts
+        if of is not self._snapshot:
+            of, texts = self._texts = self._snapshot, {}
+        if content_type not in texts:
+            body = encode(self.registry)
+            if of is not self._snapshot:  # a cycle ended meanwhile
+                return body, content_type
+            texts[content_type] = body
+        return texts[content_type], content_type
 
     def publish(self, report: CycleReport) -> None:
         """Take over what one cycle reported."""

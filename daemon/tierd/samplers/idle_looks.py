@@ -172,13 +172,17 @@ def read_words(
     idle &= mask
     looked = mask.copy()
     new_kind = np.where(kind == UNKNOWN, USED, kind).astype(np.uint8)
-    doubtful = np.flatnonzero((idle != mask) & (kind != SMALL))
+    huge = np.flatnonzero((idle != mask) & (kind == HUGE))
+    huge = huge[_still_huge(host, starts[huge])]
+    doubt = (idle != mask) & (kind != SMALL)
+    doubt[huge] = False
+    doubtful = np.flatnonzero(doubt)
     if len(doubtful):
         flags = host.flags((first[doubtful, None] + _BITS).reshape(-1)).reshape(-1, 64)
         heads = np.packbits(eligible(flags), axis=1, bitorder="little").view(np.uint64)[:, 0]
         looked[doubtful] = mask[doubtful] & (heads | idle[doubtful])
         new_kind[doubtful] = _hints(host, starts[doubtful], word[doubtful], flags, kind[doubtful])
-    huge = new_kind == HUGE
+    one = new_kind == HUGE
     bits = ((looked[:, None] >> _BITS) & np.uint64(1)).astype(np.bool_)
     hits = (((looked & ~idle)[:, None] >> _BITS) & np.uint64(1)).astype(np.bool_)
     seen = bits.sum(axis=1, dtype=np.uint32)
@@ -186,12 +190,23 @@ def read_words(
     frames = first[:, None] + _BITS
     return Seen(
         new_kind,
-        huge.astype(np.uint16),
-        huge * np.uint16(BLOCK),
+        one.astype(np.uint16),
+        one * np.uint16(BLOCK),
         share,
         frames[bits],
         hits[bits].view(np.uint8),
     )
+
+
+def _still_huge(host: Host, starts: Pfns) -> Bools:
+    """bool[k]: whether blocks that were a huge page are one, from their first and last frame."""
+    if not len(starts):
+        return np.zeros(0, np.bool_)
+    ends = np.stack((starts, starts + np.uint64(BLOCK - 1)), axis=1)
+    flags = host.flags(ends.reshape(-1)).reshape(-1, 2)
+    still: Bools = eligible(flags[:, 0]) & ((flags[:, 0] & KPF.COMPOUND_HEAD) != 0)
+    still &= (flags[:, 1] & KPF.COMPOUND_TAIL) != 0
+    return still
 
 
 def _hints(

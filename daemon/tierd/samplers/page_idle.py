@@ -53,6 +53,8 @@ GROUP_WORDS: Final = 1024
 
 CALM: Final = 3
 """Looks in a row that must tell the same before a block counts as calm."""
+PLAIN: Final = 128
+"""Accessed share from which a block that was idle makes one look at its neighbours too."""
 SURE: Final = 2
 """Looks in a row that must tell the same before a block has no precedence any more."""
 DIFFERENT: Final = 32
@@ -75,8 +77,12 @@ AROUND_SHARE: Final = 0.3
 """Of the sweep's part: for blocks around those that have become hot."""
 SLOW_SHARE: Final = 0.6
 """Of the active blocks' part: for those outside the fastest tier, which may be promoted."""
+HUGE_SHARE: Final = 0.15
+"""Of that part: for huge pages, the newest first."""
 AGEING: Final = 3
 """What an active block's promise (0 to 255) grows by for every call that it waits."""
+AGED: Final = 255
+"""The most that it grows by: a host may have more active blocks than can ever be looked at."""
 CHOICE: Final = 65_536
 """Active blocks among which the most promising are chosen at once."""
 MOST_ACTIVE: Final = 2 * CHOICE
@@ -276,11 +282,16 @@ class PageIdleSampler:
             changed = risen | ((before >= HOT) & (share < HOT))
             fresh = (kind == UNKNOWN) | (kind == USED)
             share = np.where(changed | fresh, share, before)
-            self._look_around(blocks[risen & (kind != EMPTY)])
+            # One frame of a small page in eight is chance; so is a huge page that is accessed
+            # now and then, unless it has been idle for long.
+            small = (kind != HUGE) & (seen.kind != HUGE) & (share >= PLAIN)
+            self._look_around(blocks[risen & (small | (table.calm(blocks) >= CALM))])
         table.learn(blocks, seen.kind, share.astype(np.uint8))
         calm = table.settle(blocks, changed)
         mixed = (share > IDLE) & (share < HOT)
         active = (seen.kind != EMPTY) & (mixed | changed | ((share >= HOT) & (calm < CALM)))
+        # Of a huge page the sweep sees all there is: a second and a third look when it is hot.
+        active &= (seen.kind != HUGE) | ((share >= HOT) & (calm < SURE))
         table.release(blocks)
         self._active.add(blocks[active], self._pass)
         self._count(blocks, +1)
@@ -291,11 +302,11 @@ class PageIdleSampler:
 
     def _look_around(self, blocks: Blocks) -> None:
         """Something has become hot in these blocks: look at their neighbours out of turn."""
-        if len(blocks) and len(self._around) < MOST_AROUND:
+        if len(blocks):
             near = np.unique((blocks[:, None] + _AROUND).reshape(-1))
             near = near[(near >= 0) & (near < self._table.count)]
             near = near[self._table.share(near) <= IDLE]
-            self._around = np.concatenate((self._around, near))
+            self._around = np.concatenate((self._around, near))[-MOST_AROUND:]
 
     def _count(self, blocks: Blocks, sign: int) -> None:
         """Keep the sums over all blocks: take some out before they change, add them after."""
@@ -394,10 +405,11 @@ class PageIdleSampler:
         """Blocks that wait for being looked at out of turn, worth at most `capacity`."""
         if not len(self._around):
             return self._around
-        waiting = np.unique(self._around)
+        newest = self._around[::-1]
+        waiting = newest[np.sort(np.unique(newest, return_index=True)[1])]
         waiting = waiting[~(self._table.busy(waiting) | self._table.listed(waiting))]
         count = int(np.searchsorted(np.cumsum(self._word_units(waiting)), capacity, side="right"))
-        chosen, self._around = waiting[:count], waiting[count:]
+        chosen, self._around = waiting[:count], waiting[count:][::-1]
         self._table.take(chosen)
         return chosen
 
@@ -411,12 +423,20 @@ class PageIdleSampler:
             return np.zeros(0, np.int64)
         front, since = self._active.front(CHOICE)
         quick = self._table.fast(front)
-        slow, rest = self._promising(front, since, ~quick, capacity * SLOW_SHARE)
-        self._active.give_back(*rest)
-        capacity -= float(self._full_units(slow).sum())
-        fast, rest = self._promising(front, since, quick, capacity)
-        self._active.give_back(*rest)
-        chosen = np.concatenate((slow, fast))
+        huge = self._table.kind(front) == HUGE
+        parts = (
+            (~quick & huge, SLOW_SHARE * HUGE_SHARE),
+            (~quick & ~huge, SLOW_SHARE),
+            (quick, 1.0),
+        )
+        taken: list[Blocks] = []
+        spent = 0.0
+        for side, share in parts:
+            best, rest = self._promising(front, since, side, capacity * share - spent)
+            self._active.give_back(*rest)
+            spent += float(self._full_units(best).sum())
+            taken.append(best)
+        chosen = np.concatenate(taken)
         self._table.list(chosen, False)
         self._table.take(chosen)
         return chosen
@@ -428,10 +448,13 @@ class PageIdleSampler:
         in which they came onto the list."""
         blocks, since = front[side], since[side]
         share = self._table.share(blocks).astype(np.int64)
-        promise = np.where(self._table.fast(blocks), 255 - share, share)
+        fast = self._table.fast(blocks)
+        promise = np.where(fast, 255 - share, share)
         # What has just changed is looked at a second time before what is merely due.
         promise += promise * (self._table.calm(blocks) < SURE)
-        promise += AGEING * (self._pass - since)
+        promise += np.minimum(AGEING * (self._pass - since), AGED)
+        # Of huge pages, which have one bit and are many, those that have become hot just now.
+        promise = np.where(~fast & (self._table.kind(blocks) == HUGE), since, promise)
         order = np.argsort(np.negative(promise), kind="stable")
         cost = np.cumsum(self._full_units(blocks[order]))
         count = int(np.searchsorted(cost, capacity, side="right"))

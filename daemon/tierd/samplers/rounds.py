@@ -53,6 +53,9 @@ class Round:
         first round is over, what is known so far."""
         if self._last is not None:
             looked, seconds = self._last
+            elapsed = now - self._began
+            if elapsed > seconds:  # the load or the budget has changed: this one takes longer
+                seconds = elapsed * self._blocks / max(self._passed, 1)
         else:
             part = self._passed / self._blocks
             looked, seconds = self._looked, (now - self._began) / part if part else 0.0

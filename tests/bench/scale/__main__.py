@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -33,7 +33,7 @@ SHARES = (0.01, 0.03, 0.1)
 SHARE = 0.03
 """Of one core: the default of the policy, at which CPU and memory are measured."""
 SCRAPES = 400
-FIND = 4000
+FIND = 1500
 """Cycles to wait for the new hot set."""
 
 
@@ -60,17 +60,17 @@ def simulated_machine(gib: int) -> Iterator[socket.socket]:
         process.wait()
 
 
-def run(gib: int, share: float, cycles: int, find: int, *, whole: bool) -> dict[str, Any]:
-    """One daemon on one machine. whole: touch all heat first, measure scrapes too."""
+def run(gib: int, cycles: int, find: int, shares: Sequence[float]) -> dict[str, Any]:
+    """One daemon on one machine."""
     with tempfile.TemporaryDirectory() as directory, simulated_machine(gib) as ours:
         flag = Path(directory) / "scraping"
         spec = {
             "directory": directory,
-            "share": share,
+            "share": SHARE,
             "cycles": cycles,
-            "touch": whole,
             "find": find,
-            "flag": str(flag) if whole else None,
+            "shares": list(shares),
+            "flag": str(flag),
         }
         flag.touch()
         notify = Path(directory) / "notify"
@@ -94,7 +94,7 @@ def run(gib: int, share: float, cycles: int, find: int, *, whole: bool) -> dict[
                 ready.settimeout(120)
                 while b"READY=1" not in ready.recv(4096):
                     pass
-                result = {"gib": gib, "share": share, "start": time.perf_counter() - began}
+                result = {"gib": gib, "share": SHARE, "start": time.perf_counter() - began}
                 result |= follow(daemon, flag)
                 return result
             finally:
@@ -111,7 +111,10 @@ def follow(daemon: subprocess.Popen[str], flag: Path) -> dict[str, Any]:
             continue
         told = json.loads(line)
         event = told.pop("event")
-        result[event] = told
+        if event == "found":
+            result.setdefault("found", []).append(told)
+        else:
+            result[event] = told
         if event == "scrape":
             port = result["first"]["port"]
             result["scrape"] = scrape(f"http://127.0.0.1:{port}/metrics")
@@ -169,7 +172,6 @@ def main() -> int:
     options = parser.parse_args()
     bare = interpreter()
     rows: list[dict[str, Any]] = []
-    finds: list[dict[str, Any]] = []
     absent: list[str] = []
     for gib in options.sizes:
         why = room_for(gib)
@@ -177,17 +179,14 @@ def main() -> int:
             absent.append(f"{report.size(gib)} was not measured: {why}")
             continue
         print(f"bench-scale: {report.size(gib)}", file=sys.stderr, flush=True)
-        row = run(gib, SHARE, int(options.minutes * 60), options.find, whole=True)
+        row = run(gib, int(options.minutes * 60), options.find, options.shares)
         row["start"] -= bare
         rows.append(row)
-        finds.append(row)
-        others = [share for share in options.shares if share != SHARE]
-        finds += [run(gib, share, 0, options.find, whole=False) for share in others]
     missed = report.missed(rows) + absent
     options.out.mkdir(parents=True, exist_ok=True)
-    text = report.tables(rows, finds)
+    text = report.tables(rows, options.find)
     (options.out / "scale.md").write_text(text)
-    result = {"rows": rows, "finds": finds, "missed": missed}
+    result = {"rows": rows, "missed": missed}
     (options.out / "scale.json").write_text(json.dumps(result, indent=2) + "\n")
     print(text)
     for each in missed:

@@ -31,21 +31,24 @@ from tierd.state import State
 FULL = 1.0
 """CPU share while the sampler gets to know the machine."""
 MOST_WARM = 2000
+KNOW = 10
+"""Cycles with a whole core after that round, to learn what is hot."""
 SETTLE = 30
 """Cycles between two stages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What to measure. share: of one core; cycles: measured, each a second; touch: all heat
-    first; find: most cycles to wait for the new hot set; flag: scrapes go on while it exists."""
+    """What to measure. share: of one core; cycles: measured, each a second; find: most cycles
+    to wait for a new hot set, at each of the CPU shares `shares`; flag: scrapes go on while it
+    exists."""
 
     directory: str
     share: float
     cycles: int
-    touch: bool
     find: int
-    flag: str | None
+    shares: tuple[float, ...]
+    flag: str
 
 
 def tell(event: str, **values: object) -> None:
@@ -113,38 +116,41 @@ class Stages:
         assert self.daemon is not None
         address = self.daemon._exporter.address
         tell("first", port=address[1] if address else 0, **memory())
-        if spec.touch:
-            began = time.process_time()
-            touch(self._engine, state.foundation.topology.spans)
-            tell("touched", seconds=time.process_time() - began, **memory())
+        began = time.process_time()
+        touch(self._engine, state.foundation.topology.spans)
+        tell("touched", seconds=time.process_time() - began, **memory())
         yield from self._warm()
-        if spec.cycles:
-            yield from self._measure()
-        if spec.flag is not None:
-            tell("scrape")
-            while Path(spec.flag).exists():
-                yield
-        if spec.find:
-            yield from self._find()
+        yield from self._measure()
+        tell("scrape")
+        while Path(spec.flag).exists():
+            yield
+        for number, share in enumerate(spec.shares):
+            yield from self._change_share(share)
+            yield from self._find(number, share)
         tell("end", **memory())
 
     def _warm(self) -> Generator[None, State, None]:
-        """A round over all blocks with a whole core, then the set share."""
+        """A round over all blocks with a whole core and some more, then the set share."""
         sampler = self._engine._samplers[0]
         self._share(FULL)
         cycles, began = 0, self._host.monotonic()
         while sampler._round._last is None and cycles < MOST_WARM:  # type: ignore[attr-defined]
             cycles += 1
             yield
-        seconds = self._host.monotonic() - began
-        self._share(self._spec.share)
-        # What the warming up overspent is not to be paid back out of the share now.
-        self._engine._budget._cpu._tokens = 0.0
-        sampler._carry = 0.0  # type: ignore[attr-defined]
-        for _ in range(SETTLE):
+        for _ in range(KNOW):
             yield
+        seconds = self._host.monotonic() - began
+        yield from self._change_share(self._spec.share)
         status = sampler.status()
         tell("warm", cycles=cycles, seconds=seconds, coverage=status.coverage)
+
+    def _change_share(self, share: float) -> Generator[None, State, None]:
+        self._share(share)
+        # What was overspent under another share is not to be paid back out of this one.
+        self._engine._budget._cpu._tokens = 0.0
+        self._engine._samplers[0]._carry = 0.0  # type: ignore[attr-defined]
+        for _ in range(SETTLE):
+            yield
 
     def _measure(self) -> Generator[None, State, None]:
         host, spec = self._host, self._spec
@@ -175,13 +181,14 @@ class Stages:
             **memory(),
         )
 
-    def _find(self) -> Generator[None, State, None]:
+    def _find(self, number: int, share: float) -> Generator[None, State, None]:
         """Time until 90 % of a new hot set is known for hot, and until it is in fast memory."""
         host, sampler = self._host, self._engine._samplers[0]
         status = sampler.status()
-        host.ask("arm")
+        host.ask("arm", number)
         began = host.monotonic()
         seen = hot = moved = None
+        fast = 0.0
         for _ in range(self._spec.find):
             state = yield
             now = host.monotonic() - began
@@ -197,7 +204,15 @@ class Stages:
             observing = state.report is not None and state.report.mode != "tier"
             if moved is not None or (observing and hot is not None):
                 break
-        tell("found", seen=seen, hot=hot, moved=moved, bound=status.round_time)
+        tell(
+            "found",
+            share=share,
+            seen=seen,
+            hot=hot,
+            moved=moved,
+            fast=fast,
+            bound=status.round_time,
+        )
 
 
 def policy(spec: Spec) -> Path:

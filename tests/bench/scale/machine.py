@@ -35,9 +35,15 @@ class Newcomer:
     """Silent until `begin`; then 64 MiB of it get ten accesses per page and second."""
 
     def __init__(self, pages: int) -> None:
-        self.first = pages // 3 // 512 * 512
+        self.all = pages
+        self.first = 0
         self.pages = NEWCOMER // PAGE
         self.begin = float("inf")
+
+    def start(self, number: int, now: float) -> None:
+        """Become hot, in another place for each number from 0 to 7; what was hot falls silent."""
+        self.first = self.all * (2 * number + 1) // 16 // 512 * 512
+        self.begin = now
 
     def _hot(self, index: Indexes) -> Counts:
         return ((index >= self.first) & (index < self.first + self.pages)) * 10.0
@@ -51,7 +57,8 @@ class Newcomer:
 
 def simulation(gib: int) -> Simulation:
     """A quarter of the memory is fast and full of what came first; 95 % of all is in use: cold
-    bulk, a hot set of 2 % of memory, zipf, a scan, and a program that is silent at first."""
+    bulk, a hot set of 2 % of memory (at most 8 GiB), zipf (at most 8 GiB), a scan, and a program
+    that is silent at first."""
     size = gib * GIB
 
     def work(kind: str, share: float, per_page: float, hot: float = 0.0, **keys: Any) -> Workload:
@@ -76,7 +83,7 @@ def simulation(gib: int) -> Simulation:
         ),
         workloads=(
             work("uniform", 0.55, 0.001, cgroup="bulk.slice"),
-            work("hotset", 0.2, 3.0, hot=0.02, cgroup="hot.slice"),
+            work("hotset", 0.2, 3.0, hot=min(0.02, 8 / gib), cgroup="hot.slice"),
             work("zipf", zipf, 10.0, skew=0.99, cgroup="zipf.slice"),
             work("scan", 0.01, 0.5, cgroup="scan.slice"),
             work("uniform", 0.05, 0.0, cgroup="new.slice"),
@@ -93,9 +100,9 @@ class Bench:
         self._newcomer = Newcomer(self._program.pages)
         self._program.pattern = self._newcomer
 
-    def arm(self) -> None:
-        """Let the newcomer's hot set begin."""
-        self._newcomer.begin = self.host.monotonic()
+    def arm(self, number: int) -> None:
+        """Let the newcomer's hot set begin, at one of several places."""
+        self._newcomer.start(number, self.host.monotonic())
 
     def newcomer(self) -> tuple[float, Pfns, Shares]:
         """Share of the newcomer's hot pages in fast memory; and of the folios that are not, the

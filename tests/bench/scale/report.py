@@ -48,8 +48,9 @@ def missed(rows: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def tables(rows: Sequence[dict[str, Any]], finds: Sequence[dict[str, Any]]) -> str:
-    return "\n".join([_cost(rows), _find(finds)])
+def tables(rows: Sequence[dict[str, Any]], most: int) -> str:
+    """Markdown; `most` cycles, of a second, were waited for a hot set."""
+    return "\n".join([_cost(rows), _find(rows, most)])
 
 
 def _cost(rows: Sequence[dict[str, Any]]) -> str:
@@ -81,19 +82,22 @@ def _cost(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _find(finds: Sequence[dict[str, Any]]) -> str:
+def _find(rows: Sequence[dict[str, Any]], most: int) -> str:
     lines = [
         "| memory of the host | CPU share | first seen | 90 % known for hot"
         " | 90 % in fast memory | a round takes |",
         "|---|---|---|---|---|---|",
     ]
-    for row in sorted(finds, key=lambda each: (each["gib"], each["share"])):
-        told = row["found"]
-        cells = [size(row["gib"]), f"{row['share']:.0%}"]
-        cells += [_seconds(told[key]) for key in ("seen", "hot", "moved", "bound")]
-        lines.append("| " + " | ".join(cells) + " |")
+    for row in rows:
+        for told in row.get("found", []):
+            cells = [size(row["gib"]), f"{told['share']:.0%}"]
+            cells += [_seconds(told[key], most) for key in ("seen", "hot", "moved")]
+            if told["moved"] is None:
+                cells[-1] += f" ({told['fast']:.0%})"
+            cells.append(f"{told['bound']:.0f} s")
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _seconds(value: float | None) -> str:
-    return "not found" if value is None else f"{value:.1f} s"
+def _seconds(value: float | None, most: int) -> str:
+    return f"not in {most} s" if value is None else f"{value:.1f} s"
