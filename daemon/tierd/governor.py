@@ -127,6 +127,13 @@ class Ledger:
         while self._size > LEDGER_LIMIT and len(self._entries) > 1:
             self._drop_oldest()
 
+    def absolve(self, owner: int) -> None:
+        """What was moved for class `owner` so far is neither protected nor waste any more."""
+        for entry in self._entries:
+            these = (entry.owner == owner) & ~entry.left
+            self.pages -= int(entry.pages[these].sum())
+            entry.left |= these
+
     def prune(self, before: float) -> None:
         """Forget moves made before that time."""
         while self._entries and self._entries[0].time < before:
@@ -228,8 +235,9 @@ class Thrash:
         wasted: NDArray[np.int64],
         life: NDArray[np.float64],
         persists: NDArray[np.bool_],
-    ) -> bool:
-        """One cycle. All arrays have one entry per class, the last for pages in none.
+    ) -> NDArray[np.bool_]:
+        """One cycle; returns which classes begin again. All arrays have one entry per class, the
+        last for pages in none.
 
         promoted, wasted: base pages in this cycle. life: mean seconds between the promotion and
         the demotion of the wasted ones (0 without any). persists: whether the class's candidates
@@ -253,7 +261,7 @@ class Thrash:
         self._promoted[calm] = 0
         self._wasted[calm] = 0
         self.stopped = (self.stopped | trip) & ~calm
-        return bool(calm.any())
+        return calm
 
 
 PIECES_MOST: Final = 1 << 40

@@ -21,7 +21,7 @@ DOOR: Final = 2
 """Of its last four looks a frame was accessed in at least so many before it is promoted: one
 access is what a scan, a backup or an initialisation leaves behind."""
 
-FACTOR: Final = 1.5
+FACTOR: Final = 1.4
 """A candidate's rate is this many times its victim's at least."""
 
 GAIN: Final = 0.1

@@ -143,6 +143,17 @@ def test_the_ledger_knows_recent_moves_and_finds_each_only_once() -> None:
     assert not ledger.recent(np.array([101], np.uint64), 0.0).any()
 
 
+def test_what_was_moved_for_a_class_that_begins_again_is_no_waste_any_more() -> None:
+    ledger = Ledger()
+    pfn, _, pages = entries(100, 10)
+    owner = np.where(pfn < 105, -1, 2).astype(np.int16)
+    ledger.add(1.0, pfn, owner, pages)
+    ledger.absolve(2)
+    assert ledger.recent(np.array([103, 107], np.uint64), 0.0).tolist() == [True, False]
+    left = ledger.leave(np.array([103, 107], np.uint64), 0.0)
+    assert np.array_equal(left, [1.0, np.nan], equal_nan=True)
+
+
 def test_the_ledger_is_bounded() -> None:
     ledger = Ledger()
     for number in range(5):
@@ -173,6 +184,20 @@ def test_a_class_that_undoes_its_promotions_stops_and_restarts_when_its_pattern_
     for now in range(30, 40):
         still = step(thrash, now, 0, 0, persists=True)
     assert not still
+
+
+def test_it_is_told_which_classes_begin_again() -> None:
+    thrash = Thrash(1, 10**6, 10_000)
+    life = np.array([4.0, 0.0])
+    none, yes = np.zeros(2, np.int64), np.ones(2, np.bool_)
+    for now in range(5):
+        wasted = np.array([9_000, 0])
+        again = thrash.update(float(now), np.array([5_000, 0]), wasted, life, ~yes)
+        assert not again.any()
+    assert thrash.stopped.tolist() == [True, False]
+    began = [thrash.update(float(now), none, none, 0 * life, yes) for now in range(5, 20)]
+    assert np.sum(began, axis=0).tolist() == [1, 0]
+    assert not thrash.stopped.any()
 
 
 def test_a_little_waste_stops_nobody() -> None:

@@ -355,6 +355,7 @@ class Engine:
             source, landed = result.moves.source[result.moved], result.landed[result.moved]
             self._book.moved(owner, source, landed, pages)
         self._heat.move(old, new)
+        self._scout.moved_away(old)
         opposite = Direction.DEMOTE if direction is Direction.PROMOTE else Direction.PROMOTE
         before = self._scout.moved[opposite].leave(old, now - self._waste_window)
         # Between three tiers a page moves on in the same direction: its old frame is not it.
@@ -384,7 +385,11 @@ class Engine:
         waste = tally.waste
         held = self._scout.moved[Direction.PROMOTE].pages
         self._appraiser.settle(now, held, int(waste.pages.sum()))
-        if self._thrash.update(now, promoted, waste.pages, waste.life, self._scout.persists):
+        again = self._thrash.update(now, promoted, waste.pages, waste.life, self._scout.persists)
+        for row in np.flatnonzero(again).tolist():  # the last row is of no class, -1
+            owner = row if row < len(again) - 1 else -1
+            self._scout.moved[Direction.PROMOTE].absolve(owner)
+        if again.any():
             self._appraiser.begin()
         for ledger in (*self._scout.moved.values(), self._scout.refused):
             ledger.prune(now - self._waste_window)

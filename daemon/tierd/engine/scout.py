@@ -49,6 +49,10 @@ MOST_PROTECTED: Final = 1 << 18
 MOST_DRAWN: Final = 1 << 16
 """Frames looked up beyond what a cycle can move, for the sake of floors and caps."""
 
+PERSISTS: Final = 0.5
+"""Share of the accesses expected of what a class wants that have to come for its pattern to go
+on."""
+
 _NONE: Final = Candidates(np.zeros(0, np.uint64), np.zeros(0, np.uint16))
 
 
@@ -69,8 +73,12 @@ class Scout:
         self.refused = Ledger()
         """Folios that the kernel would not move; the owner is the reason's code."""
         self.persists: NDArray[np.bool_] = np.ones(1, np.bool_)
-        """Per class (the last: none): its candidates are mostly those of the cycle before."""
-        self._wanted: Pfns = np.zeros(0, np.uint64)
+        """Per class (the last: none): what it wanted in the cycle before is still accessed."""
+        self._wanted: tuple[Pfns, NDArray[np.int16], NDArray[np.float64]] = (
+            np.zeros(0, np.uint64),
+            np.zeros(0, np.int16),
+            np.zeros(0),
+        )
         self._random = np.random.default_rng(topology.generation)
 
     def candidates(
@@ -194,14 +202,21 @@ class Scout:
         refused[known] = reasons[known]
         return refused
 
+    def moved_away(self, pfn: Pfns) -> None:
+        """What was in these frames is elsewhere now."""
+        stays = ~np.isin(self._wanted[0], pfn)
+        self._wanted = tuple(each[stays] for each in self._wanted)  # type: ignore[assignment]
+
     def _compare(self, hot: Folios) -> None:
-        """Whether each class wants the same pages as in the cycle before."""
+        """Whether the pages that each class wanted in the cycle before were accessed since as
+        often as was to be expected, or have turned cold."""
         n = len(self._book.classes) + 1
-        again = np.isin(hot.pfn, self._wanted, assume_unique=True)
-        row = np.where(hot.owner < 0, n - 1, hot.owner)
-        total = np.bincount(row, minlength=n)
-        self.persists = 4 * np.bincount(row, again, n) >= 3 * total
-        self._wanted = hot.pfn
+        pfn, owner, expected = self._wanted
+        state = self._heat.states(pfn)
+        row = np.where(owner < 0, n - 1, owner)[state > 0]
+        met = np.bincount(row, (state & np.uint16(1))[state > 0], n)
+        self.persists = met >= PERSISTS * np.bincount(row, expected[state > 0], n)
+        self._wanted = hot.pfn, hot.owner, -np.expm1(-hot.rate)
 
 
 def _union(found: Sequence[Candidates]) -> Candidates:

@@ -8,7 +8,7 @@ Pure: no I/O, no clock, no randomness.
 from __future__ import annotations
 
 from tierd.hotness.heatmap import CHUNK, SCAN_LIMIT, Candidates, HeatMap, Seen
-from tierd.hotness.state import LEVELS, level_rate, level_state, rate, rate_bound, recent
+from tierd.hotness.state import LEVELS, level_rate, level_state, rate, rate_bound, recent, settled
 
 __all__ = [
     "CHUNK",
@@ -22,4 +22,5 @@ __all__ = [
     "rate",
     "rate_bound",
     "recent",
+    "settled",
 ]

@@ -210,6 +210,12 @@ def recent(state: NDArray[np.uint16]) -> NDArray[np.uint8]:
     return result
 
 
+def settled(state: NDArray[np.uint16]) -> NDArray[np.bool_]:
+    """bool[n]: whether some dozen looks or more stand behind each state."""
+    old: NDArray[np.bool_] = (state & np.uint16(2 << AGE_SHIFT)) != 0
+    return old
+
+
 def _edges() -> NDArray[np.int64]:
     """Lower bounds of the levels in q: 0 alone is level 0 (unknown), then each level is at
     least an eighth hotter by rate than the one before."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tierd.hotness import settled
 from tierd.planner.values import (
     FREE_TO_GO,
     REASONS,
@@ -24,6 +26,9 @@ from tierd.planner.values import (
     code,
 )
 from tierd.policy import Margin, Target
+
+YOUNG: Final = 0.85
+"""What the rate of a page that is not well known counts for."""
 
 
 def plan(
@@ -406,8 +411,13 @@ class _Draft:
 
 
 def _side(folios: Folios, weight: NDArray[np.float64], *, hottest_first: bool) -> _Side:
-    """Sort candidates by their weighted rate, and equal ones by what heat remembers of them."""
-    heat = folios.rate * weight[folios.owner]
+    """Sort candidates by their weighted rate, and equal ones by what heat remembers of them.
+
+    Of a page that is not known well yet the next looks will tell more, at the price of waiting
+    for them: it is taken for less of a candidate, and less of a victim, than it seems.
+    """
+    doubt = np.where(settled(folios.state), 1.0, YOUNG if hottest_first else 1 / YOUNG)
+    heat = folios.rate * weight[folios.owner] * doubt
     order = np.lexsort((folios.state, heat))
     return _Side(folios, order[::-1] if hottest_first else order, heat)
 
