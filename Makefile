@@ -102,6 +102,11 @@ bench-syscall: $(VENV)/.dev ## Measure the system call beside its alternatives, 
 bench-scale: $(VENV)/.dev ## Measure the daemon on simulated hosts of 16 GiB to 16 TiB
 	@PYTHONPATH=daemon:tests $(VENV)/bin/python -m bench.scale $(BENCH_ARGS)
 
+.PHONY: bench-policy
+BENCH_POLICY ?= --out out/bench-policy
+bench-policy: $(VENV)/.dev ## Judge the decisions against an oracle and reference policies
+	@PYTHONPATH=daemon:tests $(VENV)/bin/python -m bench.policy $(BENCH_POLICY)
+
 .PHONY: schema docs
 schema: $(VENV)/.dev ## Write config/tierd.schema.json from the models
 	@$(VENV)/bin/tierd schema > config/tierd.schema.json

@@ -23,6 +23,7 @@ from tierd.host import (
 from tierd.hotness import CHUNK
 from tierd.movers import MoveResult
 from tierd.planner import Moves
+from tierd.policy import DOOR
 from tierd.samplers import SampleBatch, SamplerStatus
 from tierd.topology import build
 
@@ -157,3 +158,17 @@ class Tierd:
         promoted, demoted = np.flatnonzero(now & ~self.fast), np.flatnonzero(self.fast & ~now)
         self.fast = now
         return promoted, demoted
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the governor holds promotions back."""
+        return bool(self.engine._thrash.stopped.any())
+
+    def found(self, fresh: Pages) -> float:
+        """Share of the pages `fresh` that are in the fast tier already, or among as many frames
+        of the slow one that the planner would be offered first."""
+        page = self.machine.page[1]
+        waiting = np.isin(page, fresh)
+        offered = self.engine._heat.hottest([1], 2 * int(waiting.sum()), looks=DOOR)
+        slots = offered.pfn.astype(np.int64) - self.machine.bases[1]
+        return 1 - float(waiting.sum() - waiting[slots].sum()) / len(fresh)

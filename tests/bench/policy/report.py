@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .references import Limited, Observer
 from .run import LIMIT, Outcome, t90
 
 COLOURS = {
@@ -17,7 +18,14 @@ COLOURS = {
     "regions": "#b08968",
     "cooling": "#588157",
     "first touch": "#adb5bd",
+    "limited oracle": "#222222",
+    "best observer": "#9d4edd",
 }
+
+BOUNDS = (Limited.name, Observer.name)
+"""What no policy can beat: not among the references."""
+
+PAGE = 4096
 
 Bar = tuple[str, bool]
 
@@ -39,6 +47,8 @@ def measures(outcome: Outcome) -> dict[str, Any]:
             for begin, end, ideal in zip(begins, ends, outcome.ideal, strict=True)
         ],
         "wasted_share": outcome.wasted / outcome.capacity,
+        "moved_bytes": int(promoted.sum()) * PAGE,
+        "wasted_bytes": outcome.wasted * PAGE,
         "settled_moves": float(last.mean() * 100 / outcome.capacity),
     }
 
@@ -54,58 +64,101 @@ def line(outcome: Outcome) -> str:
 
 
 def bars(outcomes: Sequence[Outcome]) -> list[Bar]:
-    """Each bar in words with what was reached, and whether it is met."""
+    """Each bar in words with what was reached, and whether it is met. A bar about one run is
+    judged by the worst seed, a comparison by the mean of all."""
     result: list[Bar] = []
-    for each in outcomes:
-        if each.policy != "tierd":
-            continue
-        where = f"1:{each.ratio} {each.workload}"
-        m = measures(each)
-        for name, window, least in (
-            ("zipf 0.6", 199, 0.97),
-            ("zipf 0.8", 199, 0.97),
-            ("zipf 0.99", 60, 0.99),
-            ("zipf 1.2", 60, 0.99),
-            ("hot set 90/10", 30, 0.99),
-        ):
-            if each.workload == name:
-                hit = each.hits[window]
-                text = f"{where}: hit ratio {hit:.3f} after {window} windows, at least {least}"
-                result.append((text, hit >= least))
-        result += _special(each, where, m)
+    for ratio, workload in _places(outcomes):
+        mine = [
+            o for o in outcomes if (o.ratio, o.workload, o.policy) == (ratio, workload, "tierd")
+        ]
+        if mine:
+            result += _own_bars(mine, f"1:{ratio} {workload}")
     return result + _against_references(outcomes)
 
 
-def _special(each: Outcome, where: str, m: dict[str, Any]) -> list[Bar]:
-    name, promoted = each.workload, np.array(each.promoted)
+AFTER = {
+    "zipf 0.6": (199, 0.97),
+    "zipf 0.8": (199, 0.97),
+    "zipf 0.99": (60, 0.99),
+    "zipf 1.2": (60, 0.99),
+    "hot set 90/10": (30, 0.99),
+    "hot set 90/10 together": (30, 0.99),
+}
+"""Hit ratio over the oracle's that is reached after so many windows."""
+
+
+def _own_bars(mine: Sequence[Outcome], where: str) -> list[Bar]:
+    name = mine[0].workload
+    if name in AFTER:
+        window, least = AFTER[name]
+        hit = min(each.hits[window] for each in mine)
+        text = f"{where}: hit ratio {hit:.3f} after {window} windows, at least {least}"
+        return [(text, hit >= least)]
     if name == "hot set settled":
-        share = promoted[-100:].sum() / each.capacity
-        return [
-            (
-                f"{where}: moves {share:.1%} of the fast tier in 100 windows, at most 2 %",
-                share <= 0.02,
-            )
-        ]
+        share = max(sum(each.promoted[-100:]) / each.capacity for each in mine)
+        text = f"{where}: moves {share:.1%} of the fast tier in 100 windows, at most 2 %"
+        return [(text, share <= 0.02)]
     if name == "uniform":
-        rate = promoted[-100:].mean() / (LIMIT * each.capacity)
-        return [
-            (f"{where}: {rate:.2%} of the rate limit once settled, below 1 %", bool(rate < 0.01))
-        ]
+        rate = max(np.mean(o.promoted[-100:]) / (LIMIT * o.capacity) for o in mine)
+        return [(f"{where}: {rate:.2%} of the rate limit once settled, below 1 %", rate < 0.01)]
     if name == "sequential scan":
-        half = len(each.hits) // 2
-        loss = 1 - np.mean(each.hits[half:]) / np.mean(each.hits[half - 20 : half])
-        return [(f"{where}: costs {loss:.2%} of the hits, below 1 %", bool(loss < 0.01))]
+        half = len(mine[0].hits) // 2
+        loss = max(1 - np.mean(o.hits[half:]) / np.mean(o.hits[half - 20 : half]) for o in mine)
+        return [(f"{where}: costs {loss:.2%} of the hits, below 1 %", loss < 0.01)]
     if "shift" in name:
-        t, moved = m["t90"][-1], m["moved_over_ideal"][-1]
-        met = t is not None and t <= 4 and moved <= 3.2
-        return [(f"{where}: t90 {t} windows (4) with {moved} x the ideal moves (3.2)", met)]
+        return _shift_bars(mine, where)
+    if name == "hot set flips":
+        return _flip_bars(mine, where)
     return []
 
 
+def _shift_bars(mine: Sequence[Outcome], where: str) -> list[Bar]:
+    each = [measures(o) for o in mine]
+    slowest = max((m["t90"][-1] is None, m["t90"][-1] or 0) for m in each)
+    moved = max(m["moved_over_ideal"][-1] for m in each)
+    took = "never" if slowest[0] else f"{slowest[1]} windows"
+    result = [
+        (f"{where}: t90 {took}, at most 4", not slowest[0] and slowest[1] <= 4),
+        (f"{where}: moves {moved} x the ideal after the shift, at most 3.2", moved <= 3.2),
+    ]
+    found = [o.found for o in mine if o.found is not None]
+    if found:
+        text = f"{where}: {min(found):.1%} of the new part are candidates after two looks, 90 %"
+        result.append((text, min(found) >= 0.9))
+    return result
+
+
+def _flip_bars(mine: Sequence[Outcome], where: str) -> list[Bar]:
+    """Nobody can know that the flipping has stopped before the next flip fails to come."""
+    tripped, late = True, 0
+    for each in mine:
+        last = each.shifts[0]
+        tripped &= any(each.stopped[:last])
+        held = np.flatnonzero(each.stopped[last + each.period :])
+        late = max(late, int(held[-1]) + 1 if len(held) else 0)
+    return [
+        (f"{where}: the governor stops the class while it flips", tripped),
+        (f"{where}: at work {late} looks after a flip failed to come, at most 2", late <= 2),
+    ]
+
+
+def _places(outcomes: Sequence[Outcome]) -> list[tuple[int, str]]:
+    return list(dict.fromkeys((o.ratio, o.workload) for o in outcomes))
+
+
+def _hits(outcomes: Sequence[Outcome]) -> dict[tuple[int, str, str], float]:
+    """Mean over seeds and windows."""
+    lists: dict[tuple[int, str, str], list[float]] = {}
+    for o in outcomes:
+        lists.setdefault((o.ratio, o.workload, o.policy), []).append(measures(o)["hit"])
+    return {key: float(np.mean(values)) for key, values in lists.items()}
+
+
 def _against_references(outcomes: Sequence[Outcome]) -> list[Bar]:
-    hit = {(o.ratio, o.workload, o.policy): measures(o)["hit"] for o in outcomes}
-    names = list(dict.fromkeys(o.policy for o in outcomes))
-    places = list(dict.fromkeys((o.ratio, o.workload) for o in outcomes))
+    names = [n for n in dict.fromkeys(o.policy for o in outcomes) if n not in BOUNDS]
+    if len(names) < 2:
+        return []
+    hit, places = _hits(outcomes), _places(outcomes)
     mean = {
         name: float(np.exp(np.mean([np.log(hit[(*place, name)]) for place in places])))
         for name in names
@@ -122,31 +175,55 @@ def _against_references(outcomes: Sequence[Outcome]) -> list[Bar]:
     return result
 
 
+def _cell(runs: Sequence[Outcome], key: str, form: str) -> str:
+    """Median over the seeds, of lists entry by entry; never (None) is later than all."""
+    if not runs:
+        return ""
+    values = [measures(o)[key] for o in runs]
+    if not isinstance(values[0], list):
+        return form.format(float(np.median(values)))
+    cells = []
+    for column in zip(*values, strict=True):
+        middle = float(np.median([np.inf if v is None else v for v in column]))
+        cells.append("never" if np.isinf(middle) else f"{middle:g}")
+    return ", ".join(cells)
+
+
 def tables(outcomes: Sequence[Outcome], judged: Sequence[Bar]) -> str:
     """Markdown."""
     names = list(dict.fromkeys(o.policy for o in outcomes))
-    measured = {(o.ratio, o.workload, o.policy): measures(o) for o in outcomes}
-    text = ["# bench-policy", ""]
+    runs: dict[tuple[int, str, str], list[Outcome]] = {}
+    for o in outcomes:
+        runs.setdefault((o.ratio, o.workload, o.policy), []).append(o)
+    seeds = sorted({o.seed for o in outcomes})
+    text = ["# bench-policy", "", f"Medians over the seeds {', '.join(map(str, seeds))}.", ""]
     for title, key, form in (
         ("Hit ratio over the oracle's, mean of all windows", "hit", "{:.3f}"),
         ("The same, last twenty windows", "settled_hit", "{:.3f}"),
         ("Windows to 90 %, after the start and each shift", "t90", "{}"),
-        ("Promotions over the ideal ones", "moved_over_ideal", "{}"),
+        (
+            "Promotions over the ideal ones, after the start and each shift",
+            "moved_over_ideal",
+            "{}",
+        ),
         ("Wasted promotions, share of the fast tier", "wasted_share", "{:.2f}"),
+        ("Moved bytes", "moved_bytes", "{:.3g}"),
+        ("Wasted bytes", "wasted_bytes", "{:.3g}"),
     ):
         text += [f"## {title}", "", f"| load | ratio | {' | '.join(names)} |"]
         text.append("|---|---|" + "---|" * len(names))
-        for ratio, workload in dict.fromkeys((o.ratio, o.workload) for o in outcomes):
-            cells = [form.format(measured[ratio, workload, name][key]) for name in names]
+        for ratio, workload in _places(outcomes):
+            cells = [_cell(runs.get((ratio, workload, name), []), key, form) for name in names]
             text.append(f"| {workload} | 1:{ratio} | {' | '.join(cells)} |")
         text.append("")
-    text += ["## Bars", ""]
+    text += ["## Bars", "", "About one run: the worst seed. Compared with others: mean of all.", ""]
     text += [f"- {'met' if met else '**missed**'}: {what}" for what, met in judged]
     return "\n".join(text) + "\n"
 
 
 def svg(title: str, outcomes: Sequence[Outcome]) -> str:
-    """Hit ratio over time, one panel per ratio."""
+    """Hit ratio over time, one panel per ratio, of the first seed."""
+    outcomes = [each for each in outcomes if each.seed == outcomes[0].seed]
     ratios = list(dict.fromkeys(o.ratio for o in outcomes))
     wide, high, gap = 300, 180, 40
     parts = []
@@ -166,11 +243,11 @@ def svg(title: str, outcomes: Sequence[Outcome]) -> str:
                 colour = COLOURS[each.policy]
                 parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}"/>')
     for row, (name, colour) in enumerate(COLOURS.items()):
-        x = gap + row * 110
+        x = gap + row * 105
         parts.append(f'<text x="{x}" y="{high + 65}" fill="{colour}">{name}</text>')
     total = gap + len(ratios) * (wide + gap)
     return (
         "<!-- SPDX-License-Identifier: Apache-2.0 -->\n"
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{max(total, 720)}" height="{high + 80}"'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{max(total, 900)}" height="{high + 80}"'
         f' font-family="sans-serif" font-size="12">{"".join(parts)}</svg>\n'
     )

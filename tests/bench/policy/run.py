@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .references import Flags, Policy
+from .references import Flags, Limited, Policy
 from .workloads import Workload
 
 LIMIT = 0.05
@@ -40,6 +40,12 @@ class Outcome:
     """Per phase (start, then each shift): pages that the oracle would have promoted."""
     wasted: int = 0
     shifts: tuple[int, ...] = ()
+    seed: int = 0
+    stopped: list[bool] = field(default_factory=list)
+    """Whether the governor held promotions back, per window."""
+    period: int = 0
+    found: float | None = None
+    """Share of the pages that became hot in a shift that are candidates after two looks."""
 
 
 def play(policy: Policy, load: Workload, ratio: int, seed: int) -> Outcome:
@@ -53,7 +59,8 @@ def play(policy: Policy, load: Workload, ratio: int, seed: int) -> Outcome:
         rate if load.score is None else load.score, capacity, rng, ideal=load.ideal_start
     )
     policy.start(fast, capacity, max(1, int(frames * LIMIT)))
-    result = Outcome(policy.name, load.name, ratio, capacity, shifts=load.shifts)
+    result = Outcome(policy.name, load.name, ratio, capacity, shifts=load.shifts, seed=seed)
+    result.period = load.period
     window = 1.0 if not load.tuned else _window(rate, 0.5 * capacity)
     since = np.full(pages, -(10**6))
     for t in range(load.windows):
@@ -65,7 +72,12 @@ def play(policy: Policy, load: Workload, ratio: int, seed: int) -> Outcome:
             result.ideal.append(int((best & ~now).sum()))
         result.hits.append(float(score[now].sum() / score[best].sum()))
         accessed = rng.random(pages) < -np.expm1(-rate * window)
+        if isinstance(policy, Limited):
+            policy.know(score, window, shifted=bool(load.shifts) and t >= load.shifts[0])
         promoted, demoted = policy.step(accessed)
+        result.stopped.append(bool(getattr(policy, "stopped", False)))
+        if load.fresh is not None and t == load.shifts[0] + 1 and hasattr(policy, "found"):
+            result.found = float(policy.found(load.fresh))
         result.promoted.append(len(promoted))
         result.demoted.append(len(demoted))
         since[promoted] = t

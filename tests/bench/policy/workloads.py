@@ -19,6 +19,8 @@ class Workload:
     tuned: the sampler lengthens its window until it sees enough frames (otherwise the active set
     is small and its accesses dense, so that the shortest window is right). shifts: windows in
     which the rates change for good. ideal_start: begins with its hottest pages in the fast tier.
+    mixed: share of the pages, drawn at random, that exchange their rates in a shift. fresh: pages
+    that become hot in the first shift. period: windows between two flips, until the first shift.
     """
 
     name: str
@@ -28,6 +30,9 @@ class Workload:
     shifts: tuple[int, ...] = ()
     ideal_start: bool = False
     score: Rates | None = None
+    mixed: float = 0.0
+    fresh: NDArray[np.int64] | None = None
+    period: int = 0
 
 
 def zipf(pages: int, skew: float, seed: int, windows: int = 300) -> Workload:
@@ -50,6 +55,7 @@ def zipf_shift(pages: int, skew: float, share: float, seed: int, at: int = 100) 
         lambda t: before if t < at else after,
         tuned=True,
         shifts=(at,),
+        mixed=share,
     )
 
 
@@ -59,11 +65,24 @@ def _zipf_rates(pages: int, skew: float, rng: np.random.Generator) -> Rates:
 
 
 def hot_set(
-    pages: int, hot: int, seed: int, windows: int = 100, *, settled: bool = False
+    pages: int,
+    hot: int,
+    seed: int,
+    windows: int = 100,
+    *,
+    settled: bool = False,
+    together: bool = False,
 ) -> Workload:
-    """90 % of the accesses go to `hot` pages. `settled`: they begin in the fast tier."""
-    rate = _hot_rates(pages, np.random.default_rng(seed).permutation(pages)[:hot])
+    """90 % of the accesses go to `hot` pages. `settled`: they begin in the fast tier. `together`:
+    they lie in eight stretches, not scattered."""
+    rng = np.random.default_rng(seed)
+    these = rng.permutation(pages)[:hot]
+    if together:
+        begins = rng.permutation(8) * (pages // 8) + rng.integers(0, pages // 8 - hot // 8, 8)
+        these = (begins[:, None] + np.arange(hot // 8)).ravel()
+    rate = _hot_rates(pages, these)
     name = "hot set settled" if settled else "hot set 90/10"
+    name += " together" if together else ""
     return Workload(name, windows, lambda t: rate, ideal_start=settled)
 
 
@@ -74,7 +93,30 @@ def hot_shift(pages: int, hot: int, share: float, seed: int, at: int = 60) -> Wo
     before = _hot_rates(pages, order[:hot])
     after = _hot_rates(pages, np.concatenate([order[new:hot], order[hot : hot + new]]))
     return Workload(
-        f"hot set shift {share:.0%}", at + 60, lambda t: before if t < at else after, shifts=(at,)
+        f"hot set shift {share:.0%}",
+        at + 60,
+        lambda t: before if t < at else after,
+        shifts=(at,),
+        fresh=order[hot : hot + new],
+    )
+
+
+def tenants(pages: int, seed: int, count: int = 24, period: int = 80) -> Workload:
+    """Programs side by side, each with a stretch of the memory and a zipf of its own within it.
+    Some do much and some little (weights of 1/rank); which ones changes twice."""
+    rng = np.random.default_rng(seed)
+    each = pages // count
+    skew = rng.uniform(0.6, 1.2, count)
+    inner = np.concatenate([_zipf_rates(each, float(s), rng) for s in skew])
+    inner = np.append(inner, np.zeros(pages - len(inner)))
+    owner = np.minimum(np.arange(pages) // each, count - 1)
+    busy = [rng.permutation(1.0 / np.arange(1, count + 1)) for _ in range(3)]
+    return Workload(
+        "many tenants",
+        3 * period,
+        lambda t: inner * busy[t // period][owner],
+        tuned=True,
+        shifts=(period, 2 * period),
     )
 
 
@@ -87,6 +129,7 @@ def flips(pages: int, hot: int, seed: int, period: int = 4, stop: int = 100) -> 
         stop + 60,
         lambda t: sets[(min(t, stop) // period) % 2],
         shifts=(stop,),
+        period=period,
     )
 
 
