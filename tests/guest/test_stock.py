@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -54,6 +54,17 @@ def test_it_is_the_packaged_kernel(guest: Guest) -> None:
     for path in ABSENT.values():
         assert guest.run(["test", "-e", path], check=False).returncode == 1, path
     assert guest.get("/proc/sys/kernel/numa_balancing") != b"0\n"
+
+
+def test_cxl_memory(boot: Callable[..., Guest]) -> None:
+    """The device's memory comes online there, too, movable and in a tier of its own."""
+    guest = boot("stock", "B")
+    node = "/sys/devices/system/node"
+    assert guest.get(f"{node}/has_memory") == b"0-1\n"
+    assert guest.run(f"cat {node}/node1/memory*/valid_zones | sort -u").stdout == "Movable\n"
+    document = json.loads(guest.run("tierd probe --json", timeout=120).stdout)
+    assert [tier["nodes"] for tier in document["tiers"]] == [[0], [1]]
+    assert not guest.complaints()
 
 
 def test_probe_says_what_is_there_and_why_not_more(stock: Service) -> None:
