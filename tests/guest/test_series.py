@@ -24,14 +24,12 @@ TOP = Path(__file__).resolve().parents[2]
 def source() -> Path:
     """Debian's tar file."""
     reason = rig.why_unavailable()
-    if reason is None:
-        missing = [tool for tool in ("git", "quilt", "perl") if shutil.which(tool) is None]
-        reason = f"not installed: {', '.join(missing)}" if missing else None
     if reason is not None:
         require("guest", reason)
-    step = TOP / "tests/rig/kernel-source"
-    directory = subprocess.run([step], stdout=subprocess.PIPE, text=True, check=True).stdout
-    return Path(directory.strip(), "linux-source-6.12.tar.xz")
+    steps = TOP / "tests/rig"
+    subprocess.run([steps / "host-packages"], check=True)
+    made = subprocess.run([steps / "kernel-source"], stdout=subprocess.PIPE, text=True, check=True)
+    return Path(made.stdout.strip(), "linux-source-6.12.tar.xz")
 
 
 @pytest.fixture(scope="module")
