@@ -7,9 +7,7 @@
  *   measure memory PROCESSES MIB BATCH...
  *
  * PROCESSES processes map MIB in all, on the slow node. A sample moves random pages of theirs to
- * the fast node and back again, CALLS batches each way; so the two ways that are compared move the
- * same pages in the same directions, one right after the other, and take turns in being first.
- * Round 0 warms up.
+ * the fast node and back again, CALLS batches each way. Round 0 warms up.
  */
 #define _GNU_SOURCE
 #include <sched.h>
@@ -130,6 +128,22 @@ static void measure(struct batches *b, const struct holders *h, size_t batch, en
 	print(&s, h);
 }
 
+/* Both of the ways that are compared, as first, second, second, first, so that neither has the
+ * better half of a disturbance: each there and back again. */
+static void measure_pair(struct batches *b, const struct holders *h, size_t batch, size_t round)
+{
+	enum way first = round % 2 ? KNOWN : PHYS, second = round % 2 ? PHYS : KNOWN;
+	struct sample s = sample_of(b, batch, first, round, 0);
+	struct sample t = sample_of(b, batch, second, round, 0);
+
+	leg(&s, b, h, SLOW, FAST);
+	leg(&t, b, h, FAST, SLOW);
+	leg(&t, b, h, SLOW, FAST);
+	leg(&s, b, h, FAST, SLOW);
+	print(&s, h);
+	print(&t, h);
+}
+
 struct plan {
 	size_t batch, calls, rounds, scans;
 };
@@ -142,12 +156,8 @@ static void round_of(const struct holders *h, const struct plan *p, size_t round
 
 	batches_choose(&clean, h, p->calls, p->batch, p->batch);
 	batches_choose(&stale, h, p->calls, n, n / 2);
-	for (int i = 0; i < 4; i++) {
-		/* phys, known, stale phys, stale known; every other round backwards */
-		int what = turn ? 3 - i : i;
-
-		measure(what < 2 ? &clean : &stale, h, p->batch, what & 1 ? KNOWN : PHYS, round, 0);
-	}
+	measure_pair(turn ? &stale : &clean, h, p->batch, round);
+	measure_pair(turn ? &clean : &stale, h, p->batch, round);
 	if (round <= p->scans) {
 		/* One batch each way: the translation is long enough to time. */
 		batches_choose(&one, h, 1, n, n / 2);
