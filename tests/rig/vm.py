@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from rig.artefacts import FLAVOURS, Artefacts
+from rig.artefacts import FLAVOURS, Artefacts, Unavailable
 from rig.machine import MACHINES, Machine
 from rig.wire import CHUNK, PORT, WINDOW, Decoder, Frame, Kind, encode
 
@@ -526,6 +526,15 @@ def _words(*options: str) -> list[str]:
     return [word for option in options for word in option.split()]
 
 
+_ACCELERATORS = {
+    "kvm": "-accel kvm",
+    "tcg": "-accel tcg,thread=multi",
+    "icount": "-accel tcg,thread=single -icount shift=0,sleep=off",
+}
+"""By TIERD_QEMU_ACCEL. With icount each instruction takes a nanosecond of the guest's time,
+whatever it takes here."""
+
+
 def start_qemu(
     artefacts: Artefacts,
     kernel: str,
@@ -543,16 +552,19 @@ def start_qemu(
     libraries = root / "usr/lib/x86_64-linux-gnu"
     files = artefacts.kernels[kernel]
     initrd = files / "initrd"
-    kvm = os.environ.get("TIERD_QEMU_ACCEL", "tcg") == "kvm"
+    accel = os.environ.get("TIERD_QEMU_ACCEL") or "tcg"
+    if accel not in _ACCELERATORS:
+        known = ", ".join(_ACCELERATORS)
+        raise Unavailable(f"TIERD_QEMU_ACCEL is {accel!r}; it can be one of {known}")
     # Emulating more than user space needs (x86-64-v2) costs a third of the boot.
-    processor = "host" if kvm else "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt"
+    processor = "host" if accel == "kvm" else "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt"
     if kernel == "stock":
         # No kernel makes a CXL region where it cannot flush the CPU caches, and it takes it
         # that a virtual machine cannot. Ours have CXL_REGION_INVALIDATION_TEST against that.
         processor += ",-hypervisor"
     words = [
         *_words(
-            f"-accel kvm -cpu {processor}" if kvm else f"-accel tcg,thread=multi -cpu {processor}",
+            f"{_ACCELERATORS[accel]} -cpu {processor}",
             "-nodefaults -no-user-config -no-reboot -display none",
             *machine.options,
         ),

@@ -92,9 +92,9 @@ def test_a_good_run_misses_nothing() -> None:
 @pytest.mark.parametrize(
     ("way", "stale", "cpu", "expected"),
     [
-        ("phys", 0, 2100, "0 % stale: cpu per page over move_pages"),
+        ("phys", 0, 2100, "0 % stale: wall time per page over that of move_pages"),
         ("phys", 50, 1300, "50 % stale over clean"),
-        ("phys", 50, 2100, "50 % stale: wall per page over move_pages"),
+        ("phys", 50, 2100, "50 % stale: wall time per page over that of move_pages"),
     ],
 )
 def test_each_bar_can_be_missed(way: str, stale: int, cpu: int, expected: str) -> None:
