@@ -107,6 +107,10 @@ BENCH_POLICY ?= --out out/bench-policy
 bench-policy: $(VENV)/.dev ## Judge the decisions against an oracle and reference policies
 	@PYTHONPATH=daemon:tests $(VENV)/bin/python -m bench.policy $(BENCH_POLICY)
 
+.PHONY: bench-compare
+bench-compare: $(VENV)/.dev ## Compare ways of tiering in guests; COMPARE_ARGS='--only tierd'
+	@PYTHONPATH=daemon:tests $(VENV)/bin/python -m bench.compare $(COMPARE_ARGS)
+
 .PHONY: schema docs
 schema: $(VENV)/.dev ## Write config/tierd.schema.json from the models
 	@$(VENV)/bin/tierd schema > config/tierd.schema.json

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import subprocess
 import tempfile
 import time
@@ -30,21 +31,19 @@ def binary(name: str) -> bytes:
 
 def install(guest: Guest) -> None:
     """Put the programs into the guest."""
-    for name in ("hotset", "placement"):
+    for name in ("access", "hotset", "placement"):
         guest.put(f"/usr/local/bin/{name}", binary(name), 0o755)
 
 
 @dataclass
-class Load:
-    """A running hotset program. Sizes in bytes; `hot_start` follows its shifts."""
+class Placed:
+    """A program that runs as a service, and where its memory is. Sizes in bytes."""
 
     guest: Guest
     unit: str
     pid: int
     address: int
     size: int
-    hot: int
-    hot_start: int = 0
 
     def placement(self, offset: int = 0, length: int | None = None) -> Mapping[int, int]:
         """Pages per node in that part of its memory; negative keys are errno values."""
@@ -52,6 +51,20 @@ class Load:
         command = f"placement {self.pid} {self.address + offset:#x} {length}"
         lines = self.guest.run(command, timeout=60, check=True).stdout.split("\n")
         return {int(line.split()[0]): int(line.split()[1]) for line in lines if line.strip()}
+
+    def output(self) -> list[str]:
+        return self.guest.run(f"cat /run/{self.unit}.out", check=True).stdout.splitlines()
+
+    def stop(self) -> None:
+        self.guest.run(f"systemctl stop {self.unit}.service", timeout=60, check=False)
+
+
+@dataclass
+class Load(Placed):
+    """A running hotset program; `hot_start` follows its shifts."""
+
+    hot: int
+    hot_start: int = 0
 
     def share(self, node: int, *, hot: bool = False) -> float:
         """Share of its pages (or of its hot pages) on that node."""
@@ -81,15 +94,61 @@ class Load:
         assert int(words[3]) == 0, f"{self.unit}: {words[3]} pages lost their content"
         return int(words[1])
 
-    def output(self) -> list[str]:
-        return self.guest.run(f"cat /run/{self.unit}.out", check=True).stdout.splitlines()
-
     def migrate(self, source: int, target: int) -> None:
         """Put its pages from one node on another with migratepages(8)."""
         self.guest.run(f"migratepages {self.pid} {source} {target}", timeout=180, check=True)
 
-    def stop(self) -> None:
-        self.guest.run(f"systemctl stop {self.unit}.service", timeout=60, check=False)
+
+@dataclass
+class Access(Placed):
+    """A running access program; `hot` are the offsets of the pieces that are hot now."""
+
+    hot: list[int]
+    piece: int
+
+    def share(self, node: int) -> float:
+        """Share of its pages on that node."""
+        counts = self.placement()
+        return counts.get(node, 0) / sum(counts.values())
+
+    def hot_share(self, node: int) -> float:
+        """Share of its hot pages on that node."""
+        parts = [self.placement(at, self.piece) for at in self.hot]
+        return sum(each.get(node, 0) for each in parts) * PAGE / (self.piece * len(self.hot))
+
+    def shift(self) -> None:
+        """Replace the piece that has been hot longest."""
+        said = self._lines("hot")
+        self.guest.run(f"kill -USR1 {self.pid}", check=True)
+        wait(lambda: len(self._lines("hot")) > len(said), 60, f"{self.unit} did not shift")
+        self.hot = [int(word) for word in self._lines("hot")[-1].split()[1:]]
+
+    def bad_pages(self) -> int:
+        """Pages that have lost their content."""
+        said = self._lines("pages")
+        self.guest.run(f"kill -USR2 {self.pid}", check=True)
+        wait(lambda: len(self._lines("pages")) > len(said), 240, f"{self.unit} did not report")
+        return int(self._lines("pages")[-1].split()[2])
+
+    def speed(self, lines: int) -> float:
+        """Accesses per second over its next `lines` reports."""
+        first = len(self._lines("did"))
+        wait(lambda: len(self._lines("did")) > first + lines, 240, f"{self.unit} stands still")
+        part = [[int(word) for word in line.split()[1:3]] for line in self._lines("did")[first:]]
+        return (part[-1][1] - part[0][1]) / (part[-1][0] - part[0][0]) * 1000
+
+    def _lines(self, word: str) -> list[str]:
+        return [line for line in self.output() if line.startswith(word)]
+
+
+def access(guest: Guest, unit: str, pattern: str, size_mib: int, options: str = "") -> Access:
+    """Start access.c as a transient service and wait until it runs."""
+    _launch(guest, unit, f"/usr/local/bin/access {pattern} {size_mib} {options}")
+    lines = guest.run(f"head -2 /run/{unit}.out", check=True).stdout.splitlines()
+    ready, hot = lines[0].split(), [int(word) for word in lines[1].split()[1:]]
+    found = re.search(r"--hot (\d+)", options)
+    piece = int(found[1]) * MIB // len(hot) // PAGE * PAGE if found else 0
+    return Access(guest, unit, int(ready[1]), int(ready[2], 0), int(ready[3]), hot, piece)
 
 
 def start(
@@ -97,21 +156,25 @@ def start(
 ) -> Load:
     """Start hotset as a transient service (so in a cgroup of its own) and wait until it runs."""
     command = f"/usr/local/bin/hotset {size_mib} {hot_mib} {' '.join(options)}"
+    _launch(guest, unit, command, properties)
+    ready = guest.run(f"head -1 /run/{unit}.out", check=True).stdout.split()
+    return Load(guest, unit, int(ready[1]), int(ready[2], 0), int(ready[3]), hot_mib * MIB)
+
+
+def _launch(guest: Guest, unit: str, command: str, properties: str = "") -> None:
+    """Start a program as a transient service and wait until it says that it is ready."""
+    path = f"/run/{unit}.out"
     guest.run(
-        f"rm -f /run/{unit}.out; systemd-run --quiet --collect --unit={unit} "
-        f"-p StandardOutput=file:/run/{unit}.out "
-        f"-p LimitMEMLOCK=infinity {properties} {command}",
+        f"rm -f {path}; systemd-run --quiet --collect --unit={unit} "
+        f"-p StandardOutput=file:{path} -p LimitMEMLOCK=infinity {properties} {command}",
         timeout=60,
         check=True,
     )
-    path = f"/run/{unit}.out"
     wait(
         lambda: "ready" in guest.run(f"cat {path} 2>/dev/null", check=False).stdout,
         240,
         f"{unit} did not become ready",
     )
-    ready = guest.run(f"head -1 {path}", check=True).stdout.split()
-    return Load(guest, unit, int(ready[1]), int(ready[2], 0), int(ready[3]), hot_mib * MIB)
 
 
 def wait(condition: Callable[[], bool], seconds: float, what: str, every: float = 0.2) -> None:
