@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -215,3 +216,48 @@ def test_more_heat_never_costs_a_folio_its_promotion(case: Case, which: int, mor
     hotter[hot.pfn == chosen] *= more
     again = replace(case, hot=replace(hot, rate=hotter)).plan().promote.pfn
     assert chosen in again
+
+
+@given(cases(), st.integers(0, 79), st.floats(0.0, 1.0))
+@settings(max_examples=60, deadline=None)
+def test_less_heat_never_saves_a_folio_from_demotion(case: Case, which: int, left: float) -> None:
+    """Among single pages of no class."""
+    cold = replace(
+        case.cold,
+        owner=np.full(len(case.cold), -1, np.int16),
+        pages=np.ones(len(case.cold), np.uint32),
+    )
+    hot = replace(
+        case.hot,
+        owner=np.full(len(case.hot), -1, np.int16),
+        pages=np.ones(len(case.hot), np.uint32),
+    )
+    case = replace(case, hot=hot, cold=cold, owners=Owners.unclassed())
+    demoted = case.plan().demote.pfn
+    if not len(demoted):
+        return
+    chosen = demoted[which % len(demoted)]
+    colder = cold.rate.copy()
+    colder[cold.pfn == chosen] *= left
+    again = replace(case, cold=replace(cold, rate=colder)).plan().demote.pfn
+    assert chosen in again
+
+
+@given(cases())
+@settings(max_examples=80, deadline=None)
+def test_a_plan_conserves_frames(case: Case) -> None:
+    """What leaves one node comes to another, no folio is in both directions, and no node takes
+    more than its free frames and what leaves it first (demotions run before promotions)."""
+    made = case.plan()
+    assert not np.isin(made.promote.pfn, made.demote.pfn).any()
+    change = Counter[int]()
+    for moves in (made.promote, made.demote):
+        assert (moves.source != moves.target).all()
+        for source, target, pages in zip(moves.source, moves.target, moves.pages, strict=True):
+            change[int(source)] -= int(pages)
+            change[int(target)] += int(pages)
+    assert sum(change.values()) == 0
+    for node in FAST:
+        assert change[node] <= case.target.room[node]
+    for node in SLOW:
+        assert change[node] <= case.ways.room[node]
