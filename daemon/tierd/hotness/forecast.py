@@ -58,11 +58,10 @@ class Forecast:
     def enter(self, state: NDArray[np.uint16], hit: NDArray[np.bool_]) -> tuple[int, float, int]:
         """Learn from looks at frames in `state` (before the look). Returns of those that were
         well known how many there were, how many were expected to be accessed, how many were."""
-        cell = _CELL[state]
-        idle = np.bincount(cell[~hit], minlength=CELLS)
-        met = np.bincount(cell[hit], minlength=CELLS)
-        self._new[0] += idle
-        self._new[1] += met
+        kind = _CELL[state] + np.multiply(hit, CELLS, dtype=np.intp)
+        new = np.bincount(kind, minlength=2 * CELLS).reshape(2, CELLS)
+        self._new += new
+        idle, met = new
         settled = _SETTLED * (idle + met)
         return int(settled.sum()), float(settled @ self.table), int(met @ _SETTLED)
 

@@ -32,7 +32,7 @@ CHUNK: Final = 128 * 1024
 PIECE: Final = 32 * 1024
 """Frames of a batch that are worked on at once: with their 64-bit indices they fit the cache."""
 
-STEP: Final = 4
+STEP: Final = 16
 """One frame in so many of a large batch is learned from, on a machine with many."""
 
 SCAN_LIMIT: Final = 64 * 1024 * 1024
