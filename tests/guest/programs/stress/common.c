@@ -115,15 +115,20 @@ long vmstat(const char *name)
 	return found;
 }
 
-/* Before the loads are started. The need grows with the time that was asked for. */
+/*
+ * Before the loads are started. A need is what a release kernel does in a part of ten seconds.
+ * It grows with the time that was asked for, and less than that: the debug kernel, which the
+ * long forms are for, is six times slower.
+ */
 struct event *event(const char *name, u64 need_in_10_s)
 {
 	struct event *event = &ctl->events[ctl->nr_events++];
+	u64 times = seconds > 60 ? seconds / 60 : 1;
 
 	if (ctl->nr_events > MAX_EVENTS)
 		die("too many events");
 	snprintf(event->name, sizeof(event->name), "%s", name);
-	event->need = need_in_10_s * (seconds > 10 ? seconds : 10) / 10;
+	event->need = need_in_10_s * times;
 	return event;
 }
 
