@@ -48,6 +48,13 @@ static void child(void)
 		pause();
 }
 
+static void await_children(void)
+{
+	while (atomic_load(all.ready) < all.n)
+		usleep(2000);
+}
+
+/* A few at a time: thousands that are runnable at once would leave no CPU to anybody else. */
 static void grow(unsigned to)
 {
 	while (all.n < to && !stopping()) {
@@ -58,9 +65,10 @@ static void grow(unsigned to)
 		if (!pid)
 			child();
 		all.pids[all.n++] = pid;
+		if (all.n % 32 == 0)
+			await_children();
 	}
-	while (atomic_load(all.ready) < all.n)
-		usleep(10000);
+	await_children();
 	if (all.n > atomic_load(&most->count))
 		atomic_store(&most->count, all.n);
 }
