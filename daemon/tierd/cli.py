@@ -174,7 +174,12 @@ def _add_record(verbs: Any) -> None:
         default="real",
         help="of a simulated host: virtual does not wait between cycles (default: real)",
     )
-    _runtime_option(record, "/run/tierd, a private one for a simulated host")
+    record.add_argument(
+        "--runtime-directory",
+        type=Path,
+        metavar="DIR",
+        help="where the daemon's lock is (default: /run/tierd)",
+    )
     record.add_argument("--verbose", action="store_true", help="print what goes to the journal")
 
 

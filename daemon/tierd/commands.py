@@ -207,22 +207,25 @@ def record(options: argparse.Namespace) -> int:
     limit = options.cycles
     if options.duration is not None:
         limit = max(math.ceil(options.duration / loaded.config.interval), 1)
-    private = options.runtime_directory is None and machine is not None
-    with _runtime(None if private else options.runtime_directory or service.RUNTIME) as runtime:
+    with contextlib.ExitStack() as stack:
+        if machine is None:
+            _keep_others_out(stack, options.runtime_directory or service.RUNTIME)
+        # A socket of its own: the daemon's belongs to systemd and has to outlive this.
+        runtime = stack.enter_context(_runtime(None))
         settings = Options(runtime=runtime, limit=limit, trace=options.out, watch=_announce)
-        daemon = Daemon(host, lambda: _observing(options)[0], pace, settings)
-        try:
-            daemon.run()
-        except Fatal as error:
-            code = _fatal(error)
-            if "running already" in str(error):
-                print(
-                    "tierd: to record what the running daemon sees, set trace.directory in its"
-                    " policy and reload it",
-                    file=sys.stderr,
-                )
-            return code
+        Daemon(host, lambda: _observing(options)[0], pace, settings).run()
     return _recorded(options.out)
+
+
+def _keep_others_out(stack: contextlib.ExitStack, directory: Path) -> None:
+    """Hold the daemon's lock. Raises Fatal, and says what to do, where a daemon has it."""
+    try:
+        stack.enter_context(service.lock(directory))
+    except Fatal as error:
+        if "running already" not in str(error):
+            raise
+        more = "to record what it sees, set trace.directory in its policy and reload it"
+        raise Fatal(error.code, f"{error}\n{more}") from None
 
 
 def _announce(state: State) -> None:

@@ -42,9 +42,9 @@ def service(guest: Guest) -> Iterator[Service]:
 
 def replayed(guest: Guest, path: str) -> dict[str, Any]:
     """What a user without privileges is told about a copy of the trace."""
-    copy = "install -o nobody -m 600 {} /tmp/copy.trace"
-    guest.run(copy.format(path), check=True)
-    command = "tierd replay /tmp/copy.trace --config /etc/tierd/tierd.yaml --json"
+    for source, copy in ((path, "trace"), ("/etc/tierd/tierd.yaml", "yaml")):
+        guest.run(f"install -o nobody -m 600 {source} /tmp/copy.{copy}", check=True)
+    command = "tierd replay /tmp/copy.trace --config /tmp/copy.yaml --json"
     whole = f"setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all {command}"
     document: dict[str, Any] = json.loads(guest.run(whole, timeout=300, check=True).stdout)
     return document
@@ -87,6 +87,7 @@ def test_the_daemon_records_while_it_works_and_nobody_beside_it(
     assert refused.returncode == 1
     assert "tierd is running already" in refused.stderr
     assert "set trace.directory in its policy" in refused.stderr
+    assert service.status()["mode"] == "tier"
     service.wait_cycles(12)
     service.policy(POLICY)
     service.systemctl("reload")

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fakehost import machine, topology_of
-from tierd import cli
+from tierd import cli, service
 from tierd.config import Class, Config, Mode, Sampling, Workload
 from tierd.engine import Engine
 from tierd.host import Span
@@ -426,3 +426,17 @@ def test_replay_needs_no_privileges(tmp_path: Path, policy: Path) -> None:
         )
     assert (done.returncode, done.stderr) == (0, "")
     assert "hit ratio, at the end" in done.stdout
+
+
+def test_record_takes_the_lock_of_the_daemon(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "check_privileges", lambda: None)
+    with service.lock(tmp_path):
+        out = tmp_path / "a.trace"
+        code = tierd("record", "--out", out, "--runtime-directory", tmp_path, "--cycles", "1")
+    first, second = capsys.readouterr().err.splitlines()
+    assert code == 1
+    assert f"tierd is running already (process {os.getpid()} holds {tmp_path}/lock)" in first
+    assert "to record what it sees, set trace.directory in its policy and reload it" in second
+    assert not out.exists()
