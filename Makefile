@@ -83,7 +83,8 @@ selftest-debug: $(VENV)/.dev ## The same on the debug kernel, and with a securit
 
 .PHONY: mutants
 mutants: ## Put each mistake back into the kernel series and see which test notices: ONLY='B02 ...'
-	@PYTHONPATH=tests exec $(PYTHON) -m mutants --only '$(ONLY)'
+	@PYTHONPATH=tests exec $(PYTHON) -m mutants --only '$(ONLY)' \
+	  $(if $(KERNEL),--kernel $(KERNEL))
 
 .PHONY: stress
 stress: ## Storms against move_phys_pages on the debug kernel: SECONDS=300 ONLY='name ...' JOBS=1

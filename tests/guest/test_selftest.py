@@ -69,7 +69,7 @@ def runs(kernel: str) -> dict[str, Run]:
     fixed = {"offline": "the memory of that node cannot go offline"}
     every = {
         "A": Run("A", skips=lacks | fixed),
-        "B": Run("B", skips=lacks, left_out=SLOW_ON_CXL if kernel != "debug" else {}),
+        "B": Run("B", skips=lacks, left_out=NOT_ON_CXL),
         "B-devdax": Run("B", only=("device_memory",), before=TO_DEVDAX),
     }
     if kernel == "debug":
@@ -77,9 +77,22 @@ def runs(kernel: str) -> dict[str, Run]:
     return every
 
 
-SLOW_ON_CXL: dict[str, str] = {}
+_NO_DMA = "QEMU's disk cannot read from CXL memory, and is dead once it was told to"
 
-TO_DEVDAX = "daxctl reconfigure-device --mode=devdax --force dax0.0"
+NOT_ON_CXL = {
+    "mapped_file": _NO_DMA,
+    "swap_cache": _NO_DMA,
+    "writeback": _NO_DMA,
+    "random_addresses": f"it moves everyone's pages: {_NO_DMA}",
+    "killed": f"it moves everyone's pages: {_NO_DMA}",
+}
+"""Not started where the slow node is a CXL device; all of them run on machine A."""
+
+TO_DEVDAX = (
+    "daxctl reconfigure-device --mode=devdax --force dax0.0"
+    # It wants to load a module that is built in here.
+    " || echo dax0.0 > /sys/bus/dax/drivers/device_dax/new_id; test -e /dev/dax0.0"
+)
 """Takes the memory of the CXL region from the system and gives it to the device."""
 
 RUNS = runs(KERNEL)

@@ -56,9 +56,10 @@ def main() -> int:
             mutant
             for mutant in load_all()
             if not options.only or any(mutant.name.startswith(word) for word in options.only)
+            if options.kernel in (None, mutant.kernel)
         ]
         if not chosen:
-            raise ValueError(f"no mutant begins with {' or '.join(options.only)}")
+            raise ValueError("no such mutant")
         known = set(selftest.names())
         for mutant in chosen:
             if unknown := set(mutant.tests) - known:
@@ -68,16 +69,18 @@ def main() -> int:
     except (ValueError, rig.Unavailable) as error:
         print(f"mutants: {error}", file=sys.stderr)
         return 2
-    workshop = Workshop(made, kernels, options.jobs)
-    verdicts = []
-    # The series itself first: a test that fails without a mutant kills nothing.
-    for mutant in [*controls(chosen), *chosen]:
-        verdict = _judge(mutant, workshop, made, options.logs)
-        verdicts.append(verdict)
-        print(verdict.row(), flush=True)
-        if mutant.patch is None and not verdict.right:
-            print("mutants: the tests do not pass without a mutant", file=sys.stderr)
-            return 1
+    verdicts: list[Verdict] = []
+    for kernel in kernels:
+        workshop = Workshop(made, kernel, options.jobs)
+        here = [mutant for mutant in chosen if mutant.kernel == kernel]
+        # The series itself first: a test that fails without a mutant kills nothing.
+        for mutant in [*controls(here), *here]:
+            verdict = _judge(mutant, workshop, made, options.logs)
+            verdicts.append(verdict)
+            print(verdict.row(), flush=True)
+            if mutant.patch is None and not verdict.right:
+                print("mutants: the tests do not pass without a mutant", file=sys.stderr)
+                return 1
     wrong = [verdict for verdict in verdicts if not verdict.right]
     killed = sum(1 for verdict in verdicts if verdict.killers)
     print(f"{killed} of {sum(not m.survives for m in chosen)} mutants killed, {len(wrong)} wrong")
@@ -87,6 +90,7 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="make mutants", description=__doc__)
     parser.add_argument("--only", type=str.split, default=[], help="beginnings of names: 'B02 B1'")
+    parser.add_argument("--kernel", choices=["release", "debug"], help="only those of this one")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="of make")
     parser.add_argument(
         "--logs", type=Path, default=Path("out/mutants"), help="where output and consoles are kept"
@@ -107,11 +111,10 @@ def _judge(mutant: Mutant, workshop: Workshop, made: rig.Artefacts, logs: Path) 
         append=mutant.append,
         console=logs / f"{name}.console",
     )
-    program = made.kernels[mutant.kernel] / "move_phys_pages"
     start = time.monotonic()
     try:
         with guest:
-            selftest.install(guest, program)
+            selftest.install(guest, workshop.selftest)
             killers, how = _tests(guest, mutant, logs / name)
     except rig.GuestError as error:
         # Before the first test: nothing that the mutant's tests have to do with.

@@ -26,18 +26,22 @@ class Workshop:
     The objects know the tree by its path. So the copy takes its place, in a mount namespace of
     make's own: nobody else sees it."""
 
-    def __init__(self, made: rig.Artefacts, kernels: list[str], jobs: int) -> None:
-        version = (made.kernels[kernels[0]] / "source-version").read_text().strip()
+    def __init__(self, made: rig.Artefacts, kernel: str, jobs: int) -> None:
+        version = (made.kernels[kernel] / "source-version").read_text().strip()
         self._tree = (CACHE / "kernel-tree").resolve() / version
-        self._copy = CACHE / "mutants" / "tree"
+        self._copy = CACHE / "mutants" / f"tree-{kernel}"
+        self._objects = OBJECTS[kernel]
         self._jobs = jobs
+        self.kernel = kernel
         shutil.rmtree(self._copy, ignore_errors=True)
         self._copy.mkdir(parents=True)
         with open(self._tree.parent / ".lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            for part in ["src", *(OBJECTS[kernel] for kernel in kernels)]:
+            for part in ("src", self._objects):
                 subprocess.run(["cp", "-a", str(self._tree / part), str(self._copy)], check=True)
         self._pristine = (self._copy / "src" / FILE).read_bytes()
+        # The cache may drop the rig's own while we are at it.
+        self.selftest = Path(shutil.copy(made.kernels[kernel] / "move_phys_pages", self._copy))
 
     def build(self, mutant: Mutant) -> Path:
         """The directory with its bzImage. CalledProcessError when it does not apply or build;
@@ -48,15 +52,15 @@ class Workshop:
             subprocess.run(
                 [*patch, "-d", str(self._copy / "src"), "-i", str(mutant.patch)], check=True
             )
-        objects = self._tree / OBJECTS[mutant.kernel]
-        self._make(objects, f"LOCALVERSION=-tierd-{mutant.kernel}", "bzImage")
+        self._make(f"LOCALVERSION=-tierd-{self.kernel}", "bzImage")
         result = CACHE / "mutants" / mutant.name.replace(" ", "-")
         result.mkdir(parents=True, exist_ok=True)
-        built = self._copy / OBJECTS[mutant.kernel] / "arch/x86/boot/bzImage"
+        built = self._copy / self._objects / "arch/x86/boot/bzImage"
         shutil.copy(built, result / "bzImage")
         return result
 
-    def _make(self, objects: Path, *arguments: str) -> None:
+    def _make(self, *arguments: str) -> None:
+        objects = self._tree / self._objects
         script = 'mount --make-rprivate / && mount --bind "$1" "$2" && shift 2 && exec "$@"'
         # As in the rig's kernel step, or make would build everything anew.
         fixed = (

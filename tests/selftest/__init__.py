@@ -13,9 +13,9 @@ import rig
 SERIES = Path(__file__).resolve().parents[2] / "kernel-patches" / "6.12"
 PROGRAM = "/usr/local/bin/move_phys_pages"
 
-_TEST = re.compile(r"^\+TEST_F(?:_TIMEOUT)?\(mpp, (\w+)", re.MULTILINE)
-_RUN = re.compile(r"^#  RUN +mpp\.(\w+) \.\.\.")
-_RESULT = re.compile(r"^(not ok|ok) \d+ mpp\.(\w+)(?: # (SKIP|XFAIL) ?(.*))?")
+_TEST = re.compile(r"^\+TEST_F(?:_TIMEOUT)?\(mpp\w*, (\w+)", re.MULTILINE)
+_RUN = re.compile(r"^#  RUN +mpp\w*\.(\w+) \.\.\.")
+_RESULT = re.compile(r"^(not ok|ok) \d+ mpp\w*\.(\w+)(?: # (SKIP|XFAIL) ?(.*))?")
 
 
 @dataclass(frozen=True, slots=True)
