@@ -44,7 +44,14 @@ class Worker:
         seconds = self._options.seconds
         try:
             guest = self._on(machine, stressor.name)
-            return run(guest, stressor, seconds, self._blocks, processes=self._options.processes)
+            return run(
+                guest,
+                stressor,
+                seconds,
+                self._blocks,
+                processes=self._options.processes,
+                move_pages=self._options.move_pages,
+            )
         except (rig.GuestError, rig.CommandFailed) as error:
             self.close()
             return Result(stressor.name, kernel, machine, failures=[str(error)])
@@ -102,6 +109,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--processes", type=int, default=int(env("PROCESSES") or 5000), help="that map one page"
+    )
+    parser.add_argument(
+        "--move-pages",
+        action="store_true",
+        default=env("WITH") == "move_pages",
+        help="flood with move_pages(2) instead, to see what is not of our call",
     )
     return parser
 

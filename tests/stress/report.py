@@ -43,6 +43,8 @@ def table(records: list[dict[str, Any]]) -> str:
 def _row(record: dict[str, Any]) -> str:
     report = record["report"]
     verdict = "passed" if record["passed"] else f"FAILED: {record['failures'][0][:80]}"
+    if record.get("known"):
+        verdict += f", {len(record['known'])} known warnings"
     if not report:
         return f"| {record['name']} | {record['machine']} | | | | | | | | {verdict} |"
     refused = sorted(report["refused"].items(), key=lambda item: -item[1])

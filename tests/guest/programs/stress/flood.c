@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/syscall.h>
 
 #define BATCH 1024
 #define RING 16384 /* addresses that were seen before */
@@ -22,23 +23,34 @@ static unsigned batch_size(void)
 	return sizes[rnd() % (sizeof(sizes) / sizeof(*sizes))];
 }
 
-/* Pages that a load maps now. */
-static unsigned fresh(unsigned most)
+/* A part of some target, of at most that many pages; pid 0: there is none. */
+static struct target part_of_target(unsigned most)
 {
 	struct target target = {0};
-	unsigned n = 0;
 
 	for (int i = 0; i < 200 && !target.pid; i++)
 		target = ctl->targets[rnd() % MAX_TARGETS];
 	if (!target.pid || !target.pages)
-		return 0;
+		return (struct target){0};
 
 	u64 first = rnd() % target.pages;
 	if (first + most > target.pages)
 		first = target.pages > most ? target.pages - most : 0;
-	if (most > target.pages)
-		most = target.pages;
-	unsigned got = resolve(target.pid, target.start + first * PAGE, most, pages);
+	target.start += first * PAGE;
+	if (most < target.pages)
+		target.pages = most;
+	return target;
+}
+
+/* Pages that a load maps now. */
+static unsigned fresh(unsigned most)
+{
+	struct target target = part_of_target(most);
+	unsigned n = 0;
+
+	if (!target.pid)
+		return 0;
+	unsigned got = resolve(target.pid, target.start, target.pages, pages);
 
 	for (unsigned i = 0; i < got; i++)
 		if (pages[i]) {
@@ -203,5 +215,41 @@ void flood(unsigned me, unsigned how)
 		}
 		for (unsigned i = 0; i < n; i++)
 			judge(f, i, flags, one_node, !(how & NODE_MAY_CHANGE));
+	}
+}
+
+/*
+ * The same with move_pages(2), for the question whether something that is seen is of our call
+ * or of the kernel below it.
+ */
+void flood_with_move_pages(unsigned me, unsigned how)
+{
+	static void *addresses[BATCH];
+	struct flooder *f = &ctl->flooders[me];
+
+	while (!stopping()) {
+		struct target target = part_of_target(batch_size());
+		unsigned n = target.pages;
+
+		if (!target.pid || resolve(target.pid, target.start, n, pages) != n) {
+			usleep(2000);
+			continue;
+		}
+		for (unsigned i = 0; i < n; i++)
+			addresses[i] = (void *)(target.start + i * PAGE);
+		aim(me, how, n);
+		atomic_fetch_add(&f->started, 1);
+		long left = syscall(SYS_move_pages, target.pid, (u64)n, addresses, nodes, status,
+				    rnd() % 4 ? MOVE_ALL : MOVE);
+		atomic_fetch_add(&f->finished, 1);
+		f->entries += n;
+		for (unsigned i = 0; i < n && !left; i++) {
+			if (status[i] < 0 && -status[i] < MAX_ERRNO)
+				f->refused[-status[i]]++;
+			else if (pages[i] && node_of(pages[i]) != status[i])
+				f->moved[status[i] % MAX_NODES]++;
+			else
+				f->there++;
+		}
 	}
 }

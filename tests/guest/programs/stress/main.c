@@ -2,7 +2,7 @@
 /*
  * Stress for move_phys_pages(): a storm of one kind, and a flood of calls in it.
  *
- *   stress run NAME SECONDS [--processes N] [--nodes FAST SLOW]
+ *   stress run NAME SECONDS [--processes N] [--fast NODE] [--slow NODE] [--move-pages]
  *   stress ghosts     pages that nobody has and that are not free
  *   stress leak       keep such a page until stdin ends; prints its block and node
  *   stress list
@@ -26,6 +26,7 @@
 
 struct control *ctl;
 unsigned seconds = 10, processes = 5000, fast = 0, slow = 1;
+bool with_move_pages;
 
 const struct stressor stressors[] = {
 	{"files", file_setup, NULL, {{file_load, 3}, {keeper, 1}}, 2, 0},
@@ -78,7 +79,7 @@ static void start_all(const struct stressor *s)
 			start(NULL, s->loads[i].run, me++, 0);
 	ctl->nr_flooders = s->flooders;
 	for (unsigned i = 0; i < s->flooders; i++)
-		start(flood, NULL, i, s->how);
+		start(with_move_pages ? flood_with_move_pages : flood, NULL, i, s->how);
 }
 
 /* A child that ended: none may before the end, and none in another way than by itself. */
@@ -130,7 +131,7 @@ static void common_events(const struct stressor *s)
 {
 	all_calls = event("calls", 30);
 	/* Where the page itself is what matters there are few of them. */
-	bool few = !strcmp(s->name, "mapped");
+	bool few = !strcmp(s->name, "mapped") || with_move_pages;
 	up = event("moved to the fast node", few ? 1 : 200);
 	down = event("moved to the slow node", few ? 1 : 200);
 	/* Old addresses, mostly. */
@@ -291,8 +292,8 @@ static int run(const struct stressor *s)
 
 static int usage(void)
 {
-	fprintf(stderr, "usage: stress run NAME SECONDS [--processes N] [--fast NODE] [--slow NODE]"
-			" | stress ghosts | stress leak | stress list\n");
+	fprintf(stderr, "usage: stress run NAME SECONDS [--processes N] [--fast NODE] [--slow NODE] "
+			"[--move-pages] | stress ghosts | stress leak | stress list\n");
 	return 2;
 }
 
@@ -301,6 +302,7 @@ int main(int argc, char **argv)
 	static const struct option options[] = {{"processes", required_argument, NULL, 'p'},
 						{"fast", required_argument, NULL, 'f'},
 						{"slow", required_argument, NULL, 's'},
+						{"move-pages", no_argument, NULL, 'm'},
 						{NULL, 0, NULL, 0}};
 	int option;
 
@@ -309,6 +311,7 @@ int main(int argc, char **argv)
 		case 'p': processes = strtoul(optarg, NULL, 0); break;
 		case 'f': fast = strtoul(optarg, NULL, 0); break;
 		case 's': slow = strtoul(optarg, NULL, 0); break;
+		case 'm': with_move_pages = true; break;
 		default: return usage();
 		}
 	}

@@ -77,6 +77,7 @@ extern struct control *ctl;
 extern unsigned seconds;	 /* asked for on the command line */
 extern unsigned processes;	 /* that map one page */
 extern unsigned fast, slow;	 /* nodes */
+extern bool with_move_pages;	 /* the older call in place of ours */
 
 /* How flooders find addresses and where they move them. */
 enum { RANDOM_ADDRESSES = 1, FIXED_DIRECTION = 2, NODE_MAY_CHANGE = 4 };
@@ -133,6 +134,7 @@ int move_one(const void *page, int node, unsigned flags, bool *moved, u64 *ns);
 
 /* flood.c */
 void flood(unsigned me, unsigned how);
+void flood_with_move_pages(unsigned me, unsigned how);
 
 /* check.c */
 int ghosts(void);
