@@ -48,7 +48,7 @@ sampling starves; beyond that the share is exceeded."""
 LEAST_SCAN: Final = 1 << 20
 """Frames (4 GiB) that a search reads whatever the CPU share."""
 
-LOOKUP_PART: Final = 0.2
+LOOKUP_PART: Final = 0.12
 """Of the CPU share: for finding out about the candidates of one direction and planning them."""
 
 LOOKUP_SECONDS: Final = 3e-7
@@ -100,6 +100,7 @@ class Engine:
         self._changes = [Changes() for _ in topology.tiers[1:]]
         self._cold_evidence = False
         self._number = 0
+        self._payable = 0.0
         self._since: CpuTimes | None = None
         """The process's CPU time at the end of the last cycle."""
         self.watcher: Watcher | None = None
@@ -122,6 +123,7 @@ class Engine:
         now.rate[Direction.PROMOTE] = allowance.promote_rate
         now.rate[Direction.DEMOTE] = allowance.demote_rate
         at = host.cpu_times()
+        self._payable = self._config.sampling.cpu * self._config.interval * OTHERS_SHARE
         self._pay(at - self._since if self._since else CpuTimes(0.0, 0.0))
         if self.watcher is not None:
             self.watcher.begin(now.started, pressure)
@@ -201,8 +203,9 @@ class Engine:
     def _pay(self, *used: CpuTimes) -> None:
         """Take what is neither sampling nor moving out of the same CPU share, but leave a part
         of it to sampling in every cycle."""
-        share = self._config.sampling.cpu * self._config.interval * OTHERS_SHARE / 2
-        self._budget.spent(0, 0, min(sum(times.total for times in used), share))
+        paid = min(sum(times.total for times in used), self._payable)
+        self._payable -= paid
+        self._budget.spent(0, 0, paid)
 
     def _clock(self, tally: Tally, phase: str, since: CpuTimes) -> CpuTimes:
         now = self._host.cpu_times()

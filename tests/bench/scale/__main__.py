@@ -18,13 +18,13 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bench.scale import report
+from bench.scale.wire import Wire
 
 ROOT = Path(__file__).resolve().parents[3]
 SIZES = (16, 256, 1024, 4096, 16384)
@@ -50,12 +50,10 @@ def simulated_machine(gib: int) -> Iterator[socket.socket]:
     process = subprocess.Popen(command, env=environment(), pass_fds=[theirs.fileno()])
     theirs.close()
     try:
-        link = Connection(os.dup(ours.fileno()))
-        assert link.recv() == "ready"
+        assert Wire(ours).receive() == "ready"
         yield ours
     finally:
         ours.close()
-        link.close()
         process.terminate()
         process.wait()
 

@@ -15,13 +15,13 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bench.scale.remote import RemoteHost
+from bench.scale.wire import Wire
 from tierd import commands, config, hotness
 from tierd.engine import Engine
 from tierd.pace import HostPace
@@ -31,7 +31,9 @@ from tierd.state import State
 FULL = 1.0
 """CPU share while the sampler gets to know the machine."""
 MOST_WARM = 2000
-KNOW = 10
+FLIGHT = 6
+"""Cycles after which all is read that was marked under another share."""
+KNOW = 4
 """Cycles with a whole core after that round, to learn what is hot."""
 SETTLE = 30
 """Cycles between two stages."""
@@ -106,10 +108,11 @@ class Stages:
         assert self.daemon is not None
         return self.daemon._worker._engine
 
-    def _share(self, share: float) -> None:
-        now = self._engine._config
-        sampling = now.sampling.model_copy(update={"cpu": share})
-        self._engine.reconfigure(now.model_copy(update={"sampling": sampling}))
+    def _warm_share(self) -> None:
+        """Let the sampler, and it alone, have a whole core."""
+        engine = self._engine
+        rules = engine._config.migration
+        engine._budget.limit(rules.promote, rules.demote, FULL, engine._config.interval)
 
     def _stages(self, state: State) -> Generator[None, State, None]:
         spec = self._spec
@@ -132,7 +135,7 @@ class Stages:
     def _warm(self) -> Generator[None, State, None]:
         """A round over all blocks with a whole core and some more, then the set share."""
         sampler = self._engine._samplers[0]
-        self._share(FULL)
+        self._warm_share()
         cycles, began = 0, self._host.monotonic()
         while sampler._round._last is None and cycles < MOST_WARM:  # type: ignore[attr-defined]
             cycles += 1
@@ -145,7 +148,11 @@ class Stages:
         tell("warm", cycles=cycles, seconds=seconds, coverage=status.coverage)
 
     def _change_share(self, share: float) -> Generator[None, State, None]:
-        self._share(share)
+        now = self._engine._config
+        sampling = now.sampling.model_copy(update={"cpu": share})
+        self._engine.reconfigure(now.model_copy(update={"sampling": sampling}))
+        for _ in range(FLIGHT):
+            yield
         # What was overspent under another share is not to be paid back out of this one.
         self._engine._budget._cpu._tokens = 0.0
         self._engine._samplers[0]._carry = 0.0  # type: ignore[attr-defined]
@@ -226,8 +233,7 @@ def policy(spec: Spec) -> Path:
 
 
 def main(descriptor: int, spec: Spec) -> None:
-    link = Connection(socket.socket(fileno=descriptor).detach())
-    host = RemoteHost(link)
+    host = RemoteHost(Wire(socket.socket(fileno=descriptor)))
     stages = Stages(host, spec)
     path = policy(spec)
     load: Callable[[], config.Loaded] = lambda: config.load([path])  # noqa: E731

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import socket
 import sys
-from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.scale.wire import Wire
 from tierd.config import SimulatedNode, Simulation, Workload
 from tierd.host import KPF, KernelError, Pfns
 from tierd.host.simulated import SimulatedHost, VirtualClock
@@ -130,14 +130,14 @@ class Bench:
         return frame
 
 
-def serve(connection: Connection, bench: Bench) -> None:
+def serve(connection: Wire, bench: Bench) -> None:
     """Answer until the other end closes. A request is (seconds that the daemon worked since the
     last one, method, arguments, array to fill or None); the answer is (time, kernel seconds,
     failed, result, the filled array)."""
     host = bench.host
     while True:
         try:
-            worked, name, arguments, out = connection.recv()
+            worked, name, arguments, out = connection.receive()
         except EOFError:
             return
         host.sleep(worked)
@@ -152,6 +152,6 @@ def serve(connection: Connection, bench: Bench) -> None:
 
 if __name__ == "__main__":
     served = Bench(int(sys.argv[2]))
-    link = Connection(socket.socket(fileno=int(sys.argv[1])).detach())
+    link = Wire(socket.socket(fileno=int(sys.argv[1])))
     link.send("ready")
     serve(link, served)

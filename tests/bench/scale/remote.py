@@ -7,12 +7,12 @@ import resource
 import threading
 import time
 from collections.abc import Mapping
-from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.scale.wire import Wire
 from tierd.host import (
     Capability,
     Cgroup,
@@ -40,7 +40,7 @@ class RemoteHost:
     page_size = 4096
     name = "simulated, in another process"
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Wire) -> None:
         self._connection = connection
         self._lock = threading.RLock()
         self._carried = 0.0
@@ -60,7 +60,7 @@ class RemoteHost:
             worked, self._told = max(own - self._told, 0.0), max(own, self._told)
             began = time.thread_time()
             self._connection.send((worked, name, arguments, out))
-            self._clock, self._system, failed, result, filled = self._connection.recv()
+            self._clock, self._system, failed, result, filled = self._connection.receive()
             if filled is not None and out is not None:
                 out[:] = filled
             self._carried += time.thread_time() - began
