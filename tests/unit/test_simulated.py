@@ -15,7 +15,7 @@ from tierd.host import KPF, NO_PFN, Feature, Host, KernelError, MoveOption
 from tierd.host.frames import BLOCK, FREE, HOLE, KERNEL, FrameStore, Span
 from tierd.host.machine import Failures
 from tierd.host.simulated import RealClock, SimulatedHost, VirtualClock
-from tierd.host.workload import HotSet, Scan, Zipf, pattern
+from tierd.host.workload import HotSet, Permutation, Scan, Zipf, pattern
 
 ALL = np.uint64(2**64 - 1)
 
@@ -320,6 +320,53 @@ def test_phase_jumps_and_counts_across_the_jump() -> None:
     assert not expected[200:].any()
 
 
+def test_a_shift_replaces_part_of_the_hot_set() -> None:
+    spec = Workload(kind="shift", size="4MiB", hot="400KiB", shift="25%", period="10s")
+    load = pattern(spec, 1024, 4096, 1)
+    index = np.arange(1024)
+    hot = [
+        np.flatnonzero(load.rates(index, now) > load.rates(index, now).mean()) for now in (5, 15)
+    ]
+    assert [len(each) for each in hot] == [100, 100]
+    assert len(np.intersect1d(*hot)) == 75
+
+
+def test_a_permutation_keeps_all_rates_and_gives_them_to_other_regions() -> None:
+    load = Permutation(1000, 500.0, region=100, skew=1.0, period=10.0, seed=3)
+    index = np.arange(1000)
+    before, after = load.rates(index, 5.0), load.rates(index, 15.0)
+    assert before.sum() == pytest.approx(500.0)
+    assert sorted(before.tolist()) == pytest.approx(sorted(after.tolist()))
+    assert before.tolist() != after.tolist()
+    assert len(np.unique(before)) == 10
+    expected = load.expected(index, np.full(1000, 8.0), 13.0)
+    assert expected == pytest.approx(2 * before + 3 * after)
+
+
+def test_many_tenants_have_cgroups_of_their_own_and_end_one_after_the_other() -> None:
+    tenants = Workload(
+        kind="uniform", size="8MiB", programs=10, lifetime="100s", cgroup="kubepods.slice"
+    )
+    host = machine(workloads=(tenants,), huge=0.0)
+    assert len(host.programs) == 10
+    paths = {cgroup.path for cgroup in host.cgroups()}
+    assert {f"kubepods.slice/{number}" for number in range(10)} <= paths
+    start = int(pages_of(host, 0)[0])
+    host.set_idle(start, np.full(8, ALL))
+    host.sleep(99.0)
+    used = sum(room.total - room.free for room in host.node_memory())
+    for number in range(1, 10):
+        host.machine.exit(number)
+    host.sleep(2.0)  # the first one's time is over
+    assert not idle_bits(host, start, 8).any()  # the frames hold another's pages now
+    assert host.programs[0].alive
+    assert [program.alive for program in host.programs[1:]] == [False] * 9
+    host.sleep(200.0)  # all others' too
+    host.flags(np.array([start], np.uint64))
+    assert all(program.alive for program in host.programs)
+    assert sum(room.total - room.free for room in host.node_memory()) == used
+
+
 def test_a_scan_touches_the_pages_it_passed_and_no_others() -> None:
     load = Scan(1000, 64.0 * 10)  # 10 pages a second
     index = np.arange(1000)
@@ -331,7 +378,7 @@ def test_a_scan_touches_the_pages_it_passed_and_no_others() -> None:
 
 
 def test_patterns_of_the_policy_file() -> None:
-    for kind in ("zipf", "phase", "hotset", "scan", "uniform"):
+    for kind in ("zipf", "phase", "hotset", "shift", "permutation", "scan", "uniform"):
         found = pattern(Workload(kind=kind, size="1GiB"), 262_144, 4096, 5)  # type: ignore[arg-type]
         assert found.rates(np.arange(100), 0.0).shape == (100,)
 

@@ -416,16 +416,22 @@ class Trace(Model):
 class Workload(Model):
     """One simulated program."""
 
-    kind: Literal["zipf", "phase", "hotset", "scan", "uniform"]
+    kind: Literal["zipf", "phase", "hotset", "shift", "permutation", "scan", "uniform"]
     """How it accesses its memory."""
     size: Size
     """How much memory it has."""
     hot: Size | None = None
-    """Size of its hot part (phase, hotset)."""
+    """Size of its hot part (hotset, phase, shift), or of each region (permutation)."""
     skew: Number = Field(default=0.99, gt=0, le=3)
-    """Exponent (zipf)."""
+    """Exponent (zipf, permutation)."""
     period: Duration = 60.0
-    """Seconds between phase changes (phase)."""
+    """Seconds between phase changes (phase, shift, permutation)."""
+    shift: Ratio = 0.25
+    """Part of the hot part that is replaced at each change (shift)."""
+    programs: Count = Field(default=1, ge=1, le=1000)
+    """So many programs alike, each of that size and in a cgroup of its own below `cgroup`."""
+    lifetime: Duration | None = None
+    """How long a program runs before another like it takes its memory; by default for ever."""
     accesses: Number = Field(default=50e6, gt=0)
     """Accesses per second."""
     cgroup: str = ""
@@ -467,7 +473,7 @@ class Simulation(Model):
                 raise problem(("nodes", index, "id"), "given twice", "each node once")
             seen.add(node.id)
         room = sum(node.size for node in self.nodes)
-        if sum(work.size for work in self.workloads) > room:
+        if sum(work.size * work.programs for work in self.workloads) > room:
             right = f"at most {format_size(room)} in all, the size of the nodes"
             raise problem(("workloads",), "larger than the machine", right)
         return self

@@ -83,6 +83,8 @@ class Program:
     first: int
     pages: int
     pattern: Pattern
+    lifetime: float | None = None
+    """Seconds after which it ends and another like it begins; None for never."""
     alive: bool = False
     resident: dict[int, int] = field(default_factory=dict)
     """Pages per node."""
@@ -460,6 +462,15 @@ class Machine:
         program.resident = {}
         program.alive = False
 
+    def replace(self, index: int) -> None:
+        """Let a program end and another like it begin, in memory that has just been free. Where
+        there are no longer enough whole blocks for it, it stays away until the next time."""
+        self.exit(index)
+        try:
+            self.start(index)
+        except ValueError:
+            self.exit(index)
+
     def rates(self, pfn: Pfns, now: float) -> Counts:
         """float64[n]: true accesses per second of the page in each frame, 0 for no page."""
         return self._accesses(self.frames.ids(pfn), None, now)
@@ -507,6 +518,10 @@ def _programs(spec: SimulationSpec) -> Iterator[Program]:
     first = 0
     for index, entry in enumerate(spec.workloads):
         pages = max(entry.size // PAGE // BLOCK, 1) * BLOCK
-        accesses = pattern(entry, pages, PAGE, spec.seed + index)
-        yield Program(f"{entry.kind}-{index}", entry.cgroup, first, pages, accesses)
-        first += pages
+        for number in range(entry.programs):
+            accesses = pattern(entry, pages, PAGE, spec.seed + index + 1000 * number)
+            name, cgroup = f"{entry.kind}-{index}", entry.cgroup
+            if entry.programs > 1:
+                name, cgroup = f"{name}-{number}", f"{cgroup}/{number}".lstrip("/")
+            yield Program(name, cgroup, first, pages, accesses, entry.lifetime)
+            first += pages

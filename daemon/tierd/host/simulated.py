@@ -13,6 +13,8 @@ itself burns is left out.
 from __future__ import annotations
 
 import errno
+import heapq
+import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -132,6 +134,13 @@ class SimulatedHost:
         self._foreign: tuple[ForeignTierer, ...] = ()
         self.machine = Machine(spec, huge, failures or Failures(), kernel_share)
         self._cgroup_list = self._make_cgroups()
+        # Programs of one workload do not end all at once.
+        mortal = [i for i, each in enumerate(self.programs) if each.lifetime is not None]
+        self._ends = [
+            ((self.programs[index].lifetime or 0.0) * (1 + turn / len(mortal)), index)
+            for turn, index in enumerate(mortal)
+        ]
+        heapq.heapify(self._ends)
 
     # -- what this is ----------------------------------------------------------------------
 
@@ -254,8 +263,18 @@ class SimulatedHost:
         """Work of the simulator: exclusive, and not counted as tierd's."""
         began = time.thread_time()
         with self._lock:
+            self._let_end()
             yield
         self._inside += time.thread_time() - began
+
+    def _let_end(self) -> None:
+        """Let programs whose life is over be replaced."""
+        now = self._clock.now()
+        while self._ends and self._ends[0][0] <= now:
+            when, index = heapq.heappop(self._ends)
+            self.machine.replace(index)
+            lifetime = self.programs[index].lifetime or math.inf
+            heapq.heappush(self._ends, (max(when, now - lifetime) + lifetime, index))
 
     def _charge(self, seconds: float) -> None:
         self._system += seconds

@@ -8,6 +8,7 @@ since it was marked; that is computed for the pages looked at, from their index 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -41,6 +42,12 @@ class WorkloadSpec(Protocol):
     def skew(self) -> float: ...
     @property
     def period(self) -> float: ...
+    @property
+    def shift(self) -> float: ...
+    @property
+    def programs(self) -> int: ...
+    @property
+    def lifetime(self) -> float | None: ...
     @property
     def accesses(self) -> float: ...
     @property
@@ -110,8 +117,8 @@ class Zipf:
 class HotSet:
     """A hot part that takes `share` of the accesses; the rest goes to all other pages.
 
-    With a period the hot part is a window that jumps on by its own size each time (as masim's
-    phases do); without one it stays.
+    With a period the hot part is a window that moves on by `step` pages each time, by its own
+    size if not said otherwise; without one it stays.
     """
 
     pages: int
@@ -119,9 +126,10 @@ class HotSet:
     hot: int
     period: float | None = None
     share: float = HOT_SHARE
+    step: int | None = None
 
     def _start(self, phase: int) -> int:
-        return phase * self.hot % self.pages
+        return phase * (self.hot if self.step is None else self.step) % self.pages
 
     def _rates_in(self, index: Indexes, phase: int) -> Counts:
         inside = (index - self._start(phase)) % self.pages < self.hot
@@ -138,14 +146,60 @@ class HotSet:
         if self.period is None or not len(index):
             still: Counts = self._rates_in(index, 0) * (now - since)
             return still
-        total = np.zeros(len(index))
-        first, last = int(since.min() / self.period), int(now / self.period)
-        # Over many phases every page was hot in its turn; the last few are what matters.
-        for phase in range(max(first, last - 64), last + 1):
-            begin, end = phase * self.period, min((phase + 1) * self.period, now)
-            inside = np.clip(end - np.maximum(since, begin), 0.0, None)
-            total += self._rates_in(index, phase) * inside
-        return total
+        return _over_phases(self._rates_in, self.period, index, since, now)
+
+
+def _over_phases(
+    rates_in: Callable[[Indexes, int], Counts],
+    period: float,
+    index: Indexes,
+    since: Times,
+    now: float,
+) -> Counts:
+    """Accesses expected between `since` and `now` where rates change every `period` seconds."""
+    total = np.zeros(len(index))
+    first, last = int(since.min() / period), int(now / period)
+    # Over many phases every page was hot in its turn; the last few are what matters.
+    for phase in range(max(first, last - 64), last + 1):
+        begin, end = phase * period, min((phase + 1) * period, now)
+        inside = np.clip(end - np.maximum(since, begin), 0.0, None)
+        total += rates_in(index, phase) * inside
+    return total
+
+
+@dataclass(frozen=True)
+class Permutation:
+    """Regions of `region` pages, in another order of heat in each phase, as in the phases of a
+    masim configuration: the region of rank r (from 0) gets a share of 1 / (r + 1) ** skew."""
+
+    pages: int
+    accesses: float
+    region: int
+    skew: float
+    period: float
+    seed: int = 0
+
+    @property
+    def regions(self) -> int:
+        return -(-self.pages // self.region)
+
+    def ranks(self, phase: int) -> Indexes:
+        """Rank of each region, 0 the hottest."""
+        return np.random.default_rng((self.seed, phase)).permutation(self.regions)
+
+    def _rates_in(self, index: Indexes, phase: int) -> Counts:
+        ranks = self.ranks(phase)[index // self.region].astype(np.float64) + 1.0
+        scale = self.accesses / self.region / _harmonic(self.regions, self.skew)
+        rates: Counts = np.power(ranks, -self.skew) * scale
+        return rates
+
+    def rates(self, index: Indexes, now: float) -> Counts:
+        return self._rates_in(index, int(now / self.period))
+
+    def expected(self, index: Indexes, since: Times, now: float) -> Counts:
+        if not len(index):
+            return np.zeros(0)
+        return _over_phases(self._rates_in, self.period, index, since, now)
 
 
 @dataclass(frozen=True)
@@ -191,6 +245,11 @@ def pattern(spec: WorkloadSpec, pages: int, page_size: int, seed: int) -> Patter
             return HotSet(pages, spec.accesses, hot)
         case "phase":
             return HotSet(pages, spec.accesses, hot, spec.period)
+        case "shift":
+            step = max(int(hot * spec.shift), 1)
+            return HotSet(pages, spec.accesses, hot, spec.period, step=step)
+        case "permutation":
+            return Permutation(pages, spec.accesses, hot, spec.skew, spec.period, seed)
         case "scan":
             return Scan(pages, spec.accesses)
     raise ValueError(f"unknown kind of workload: {spec.kind}")
