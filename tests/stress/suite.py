@@ -53,9 +53,9 @@ _COUNTERS = (
 
 
 KNOWN = re.compile(r"WARNING: .* deferred_split_folio\+")
-"""What Linux 6.12.117 complains of whoever moves pages (`--move-pages` shows it as well):
+"""A complaint of Linux 6.12.117 that any caller of migrate_pages() can bring about:
 migrate_folio_move() maps the new folio and then queues it for deferred splitting as it found the
-old one, which a munmap() or MADV_DONTNEED in between contradicts. DEBUG_VM only warns of it."""
+old one, which a munmap() or MADV_DONTNEED in between contradicts. DEBUG_VM alone warns of it."""
 
 
 @dataclass

@@ -31,7 +31,7 @@ bool with_move_pages;
 const struct stressor stressors[] = {
 	{"files", file_setup, NULL, {{file_load, 3}, {keeper, 1}}, 2, 0},
 	{"anon", anon_setup, NULL, {{anon_load, 3}, {keeper, 1}}, 2, 0},
-	{"thp", thp_setup, thp_finish, {{thp_load, 2}, {keeper, 1}}, 2, 0},
+	{"thp", thp_setup, thp_finish, {{thp_load, 2}, {zap_load, 2}, {keeper, 1}}, 2, 0},
 	{"ksm", ksm_setup, ksm_finish, {{ksm_load, 3}, {ksm_control, 1}, {keeper, 1}}, 2, 0},
 	{"callers", NULL, NULL, {{still_load, 2}}, 4, FIXED_DIRECTION},
 	{"balance", balance_setup, balance_finish,

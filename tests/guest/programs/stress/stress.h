@@ -141,7 +141,7 @@ int ghosts(void);
 int leak(void);
 
 /* loads, in files of their own */
-load_function keeper, still_load, file_load, anon_load, thp_load, ksm_load, touch_load;
+load_function keeper, still_load, file_load, anon_load, thp_load, zap_load, ksm_load, touch_load;
 load_function ksm_control, balance_control, offline_control, cpuset_load, cpuset_control;
 load_function kill_load, mapped_load;
 void file_setup(void), anon_setup(void), thp_setup(void), ksm_setup(void);

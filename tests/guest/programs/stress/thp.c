@@ -14,7 +14,7 @@
 #define KHUGEPAGED "/sys/kernel/mm/transparent_hugepage/khugepaged/"
 
 static struct event *pmd_split, *folio_split, *partly, *collapsed, *refused, *kernel_split;
-static struct event *kernel_moved;
+static struct event *kernel_moved, *zapped;
 static long split_before, moved_before;
 
 void thp_setup(void)
@@ -26,6 +26,7 @@ void thp_setup(void)
 	refused = event("collapse refused", 0);
 	kernel_split = event("thp_split_page", 1);
 	kernel_moved = event("thp_migration_success", 2);
+	zapped = event("gone soon", 20);
 	split_before = vmstat("thp_split_page");
 	moved_before = vmstat("thp_migration_success");
 	/* khugepaged collapses as well, if it comes round at all. */
@@ -128,6 +129,30 @@ void thp_load(unsigned me)
 		check(area + PAGE * 8, seed_of(generation, 8), "THP beside a hole");
 		munmap(area, SIZE);
 		read_counters();
+	}
+	withdraw(me * SLOTS);
+}
+
+/*
+ * Huge pages that go soon after they came, in parts, while they are on the move. Now and then
+ * the mapping is in parts before.
+ */
+void zap_load(unsigned me)
+{
+	while (!stopping()) {
+		char *area = map_huge(HUGE_PAGE);
+
+		fill(area, 512);
+		publish(me * SLOTS, area, HUGE_PAGE / PAGE);
+		dwell(8000);
+		if (rnd() % 2 && mprotect(area, PAGE, PROT_READ))
+			die("mprotect");
+		dwell(8000);
+		check(area, 512, "THP that goes soon");
+		munmap(area + HUGE_PAGE / 2, HUGE_PAGE / 2);
+		check(area, 512, "half a THP");
+		munmap(area, HUGE_PAGE / 2);
+		count(zapped, 1);
 	}
 	withdraw(me * SLOTS);
 }
