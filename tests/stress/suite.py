@@ -53,7 +53,7 @@ _COUNTERS = (
 
 
 KNOWN = re.compile(r"WARNING: .* deferred_split_folio\+")
-"""A complaint of Linux 6.12.117 that any caller of migrate_pages() can bring about:
+"""A complaint of Linux 6.12.117 that move_pages() brings about as well (`--move-pages`):
 migrate_folio_move() maps the new folio and then queues it for deferred splitting as it found the
 old one, which a munmap() or MADV_DONTNEED in between contradicts. DEBUG_VM alone warns of it."""
 
