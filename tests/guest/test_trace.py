@@ -68,7 +68,9 @@ def test_what_is_recorded_by_hand_foretells_what_tierd_does(guest: Guest, servic
     print(document["trace"], told["resident"])
     assert document["trace"]["complete"]
     assert document["trace"]["cycles"] == 12
-    assert told["hit_ratio"]["last"] > told["recorded_hit_ratio"]["last"] + 0.2
+    # One cycle says little: it looks at a part of the memory, which may be all on one tier.
+    misses, recorded = (1 - told[key]["mean"] for key in ("hit_ratio", "recorded_hit_ratio"))
+    assert misses < recorded / 2
     assert told["promoted"] >= 0.8 * HOT * MIB
     mine = "system.slice/load-hot.service"
     assert told["resident"]["dram"][mine] >= 0.8 * HOT * MIB
