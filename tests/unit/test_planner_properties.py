@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -164,22 +165,53 @@ def test_every_candidate_for_promotion_is_planned_or_counted_under_a_reason(case
     assert all(reason in REASONS for _, reason in made.skipped)
 
 
-@given(cases())
-@settings(max_examples=60, deadline=None)
-def test_a_promotion_beyond_the_room_beats_every_victim_by_the_factor(case: Case) -> None:
-    """Without headroom to restore and caps to enforce every demotion is half of a pair."""
-    plain = replace(
+def exchanges_only(case: Case) -> Case:
+    """No headroom to restore, no free room, no classes: every demotion is half of a pair."""
+    return replace(
         case,
         target=replace(case.target, need=dict.fromkeys(FAST, 0), room=dict.fromkeys(FAST, 0)),
         owners=Owners.unclassed(),
         hot=replace(case.hot, owner=np.full(len(case.hot), -1, np.int16)),
         cold=replace(case.cold, owner=np.full(len(case.cold), -1, np.int16)),
     )
-    made = plain.plan()
-    if len(made.demote.pfn):
-        guests = plain.hot.rate[rows(plain.hot, made.promote.pfn)]
-        victims = plain.cold.rate[rows(plain.cold, made.demote.pfn)]
-        assert guests.mean() >= case.target.margin.factor * victims.mean()
+
+
+def pairs(case: Case) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rates of guests and victims of each faster node, hottest first."""
+    made = case.plan()
+    guest = case.hot.rate[rows(case.hot, made.promote.pfn)]
+    victim = case.cold.rate[rows(case.cold, made.demote.pfn)]
+    for node in FAST:
+        guests, victims = guest[made.promote.target == node], victim[made.demote.source == node]
+        yield np.sort(guests)[::-1], np.sort(victims)[::-1]
+
+
+@given(cases())
+@settings(max_examples=200, deadline=None)
+def test_a_promotion_beyond_the_room_beats_every_victim_by_the_factor(case: Case) -> None:
+    """Single pages leave in pairs, so that the guests of a node can be matched with its victims;
+    if they can in any way, then the hottest with the hottest."""
+    case = exchanges_only(case)
+    case = replace(
+        case,
+        hot=replace(case.hot, pages=np.ones(len(case.hot), np.uint32)),
+        cold=replace(case.cold, pages=np.ones(len(case.cold), np.uint32)),
+    )
+    for guests, victims in pairs(case):
+        assert len(guests) == len(victims)
+        assert (guests >= case.target.margin.factor * victims).all()
+        assert (guests - victims > case.target.margin.gain).all()
+
+
+@given(cases())
+@settings(max_examples=200, deadline=None)
+def test_a_folio_of_any_size_makes_room_only_for_one_that_beats_it(case: Case) -> None:
+    """Room is left over where victims are larger than guests, and colder guests may fill it."""
+    case = exchanges_only(case)
+    for guests, victims in pairs(case):
+        if len(victims):
+            assert guests[0] >= case.target.margin.factor * victims[0]
+            assert guests[0] - victims[0] > case.target.margin.gain
 
 
 @given(cases(), st.floats(0, 3), st.floats(0, 3))

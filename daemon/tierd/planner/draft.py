@@ -155,12 +155,7 @@ class _Draft:
         as much back, so that its floor is safe.
         """
         cold = self.cold
-        which = which & cold.open
-        if not own:
-            which &= self._above_floor(which)
-        placeable = self._placeable()
-        cold.refuse(which & ~placeable, Reason.NO_ROOM)
-        rows = np.flatnonzero(which & placeable)
+        rows = np.flatnonzero(self._demotable(np.flatnonzero(which), own=own))
         begin = np.cumsum(cold.pages[rows]) - cold.pages[rows]
         rows = rows[begin < pages]
         rows = self._within(Direction.DEMOTE, cold, rows)
@@ -174,6 +169,20 @@ class _Draft:
         planned = rows[cold.target[rows] >= 0]
         self.left[Direction.DEMOTE] -= int(cold.pages[planned].sum())
         return planned
+
+    def _demotable(self, rows: NDArray[np.intp], *, own: bool) -> NDArray[np.bool_]:
+        """bool[n]: those of `rows` that could all go now, in order, as far as floors say and each
+        one's targets have room. A guest must be compared with these alone: it would beat a
+        victim that cannot go, and drive out the next one, which may be hotter than itself."""
+        cold = self.cold
+        which = np.zeros(len(cold.pfn), np.bool_)
+        which[rows] = True
+        which &= cold.open
+        if not own:
+            which &= self._above_floor(which)
+        placeable = self._placeable()
+        cold.refuse(which & ~placeable, Reason.NO_ROOM)
+        return which & placeable
 
     def _placeable(self) -> NDArray[np.bool_]:
         """bool[n]: victims for which a node that allows them has room left."""
@@ -296,8 +305,6 @@ class _Draft:
                 if self._owed(node):
                     continue
                 victims = self.cold.open & cold_rows & (self.cold.node == node)
-                if not own:
-                    victims &= self._above_floor(victims)
                 guests = hot_rows & self.hot.open & self.hot.allowed[node]
                 guests &= _ranked(self.hot.node, self.ways.promote, rank, node)
                 self._pair_sizes(node, guests, victims, own=own)
@@ -340,6 +347,7 @@ class _Draft:
         are of one size; otherwise these are the last victims that the guests can have. `own`:
         free room stays free."""
         hot, cold = self.hot, self.cold
+        victims = victims[self._demotable(victims, own=own)[victims]]
         if not len(guests) or not len(victims):
             return
         room = 0 if own else self.room[node]
