@@ -22,7 +22,7 @@ them) is taken for what it is, a change: q restarts from the run and age from ze
 Bayesian change-point detection cut down to what fits in a table.
 
 One look is one table lookup: `transitions` holds the successor of every state. Rounding to ten
-bits would freeze small values of q, so rounding is dithered over `PHASES` tables.
+bits would freeze small values of q, so rounding is dithered over `PHASES` tables, one per pass.
 """
 
 from __future__ import annotations
@@ -81,42 +81,41 @@ def hazard_of(share: float) -> int:
     return max(int(np.searchsorted(CHANGING, share, side="right")) - 1, 0)
 
 
-@lru_cache(maxsize=2 * PHASES)
+@lru_cache(maxsize=2)
 def transitions(phase: int, cooling: int = 0, heating: int = 0) -> NDArray[np.uint16]:
     """uint16[2 * STATES]: the state after a look. Index: accessed * STATES + state.
 
     cooling, heating: indices into `HAZARDS`, for hot frames that become cold and the reverse.
+    Made anew for each pass, in a millisecond: tables for all phases and hazards would be 8 MiB
+    and more.
     """
-    state = np.arange(STATES, dtype=np.int64)
-    both = [_step(state, False, phase, cooling), _step(state, True, phase, heating)]
-    table = np.concatenate(both).astype(np.uint16)
-    table.setflags(write=False)
-    return table
+    table = np.empty((2, CODES, LOOKS_MASK + 1), np.uint16)
+    for hit, hazard in ((False, cooling), (True, heating)):
+        after = _step(hit, phase, hazard) << np.uint16(AGE_SHIFT)
+        np.bitwise_or(after[:, _RUN[int(hit)] - 1], _SHIFTED[int(hit)], out=table[int(hit)])
+        unknown = KNOWN_FROM >> AGE_SHIFT
+        table[int(hit), :unknown] = round(FIRST[hit] * Q_ONE) << Q_SHIFT | int(hit)
+    flat = table.reshape(-1)
+    flat.setflags(write=False)
+    return flat
 
 
-def _step(state: NDArray[np.int64], hit: bool, phase: int, hazard: int) -> NDArray[np.int64]:
-    q = state >> Q_SHIFT
-    age = (state >> AGE_SHIFT) & 3
-    looks = ((state & LOOKS_MASK) << 1 | int(hit)) & LOOKS_MASK
+def _step(hit: bool, phase: int, hazard: int) -> NDArray[np.uint16]:
+    """uint16[CODES, 4]: q and age after a look that made the run of like outcomes 1, 2, 3 or 4
+    long, by q and age before it. Of the looks nothing else counts."""
+    q, age = _CODE_Q, _CODE_AGE
     goal = Q_MAX if hit else 1
     dither = (phase + 0.5) / PHASES
-    moved = np.floor(q + np.asarray(GAINS)[age] * (goal - q) + dither).astype(np.int64)
-    moved = np.clip(moved, 1, Q_MAX)
-    older = np.minimum(age + _grows(age, q, phase), 3)
-
-    run = _run(looks, hit)
-    change = _change(q / Q_ONE, age, run, hit, HAZARDS[hazard])
-    fresh = (run + 0.5) / (run + 1.0) if hit else 0.5 / (run + 1.0)
-    restart = change * fresh * Q_ONE + (1 - change) * moved
-    restart = np.rint(restart).astype(np.int64)
+    moved = np.floor(q + _CODE_GAIN * (goal - q) + dither)
+    moved = np.clip(moved, 1, Q_MAX)[:, None]
+    older = np.minimum(age + _grows(age, q, phase), 3)[:, None]
+    change = _change(hit, hazard)
+    fresh = (_LENGTHS + 0.5) / (_LENGTHS + 1.0) if hit else 0.5 / (_LENGTHS + 1.0)
+    restart = np.rint(change * fresh * Q_ONE + (1 - change) * moved)
     moved = np.maximum(moved, restart) if hit else np.minimum(moved, restart)
     older = np.where(change > 0.5, 0, np.minimum(older, OLDEST[hazard]))
-
-    unknown = q == 0
-    moved = np.where(unknown, round(FIRST[hit] * Q_ONE), moved)
-    older = np.where(unknown, 0, older)
-    looks = np.where(unknown, int(hit), looks)
-    return moved << Q_SHIFT | older << AGE_SHIFT | looks
+    after: NDArray[np.uint16] = moved.astype(np.uint16) << np.uint16(Q_SHIFT - AGE_SHIFT)
+    return after | older.astype(np.uint16)
 
 
 def _grows(age: NDArray[np.int64], q: NDArray[np.int64], phase: int) -> NDArray[np.int64]:
@@ -127,8 +126,10 @@ def _grows(age: NDArray[np.int64], q: NDArray[np.int64], phase: int) -> NDArray[
     return ((tick * 7 % (2 * PHASES)) < 2 * PHASES / every).astype(np.int64)
 
 
-def _run(looks: NDArray[np.int64], hit: bool) -> NDArray[np.int64]:
-    """How many of the newest outcomes are alike, 1..4."""
+def _runs(hit: bool) -> NDArray[np.int64]:
+    """int64[16]: how many of the newest outcomes are alike, 1..4, after a look, by the looks
+    with it."""
+    looks = _after(hit)
     same = looks if hit else ~looks & LOOKS_MASK
     run = np.ones_like(looks)
     for length in (2, 3, 4):
@@ -137,19 +138,33 @@ def _run(looks: NDArray[np.int64], hit: bool) -> NDArray[np.int64]:
     return run
 
 
-def _change(
-    q: NDArray[np.float64], age: NDArray[np.int64], run: NDArray[np.int64], hit: bool, hazard: float
-) -> NDArray[np.float64]:
-    """Probability that a run of like outcomes is a change of mind and not chance (Bayes).
+def _after(hit: bool) -> NDArray[np.int64]:
+    """int64[16]: looks after one more, by the looks before it."""
+    return (np.arange(LOOKS_MASK + 1) << 1 | int(hit)) & LOOKS_MASK
+
+
+_CODE_Q: Final = np.arange(CODES) >> (Q_SHIFT - AGE_SHIFT)
+_CODE_AGE: Final = np.arange(CODES) & (AGES - 1)
+_CODE_GAIN: Final = np.asarray(GAINS)[_CODE_AGE]
+_LENGTHS: Final = np.arange(1, 5)
+_RUN: Final = (_runs(False), _runs(True))
+_SHIFTED: Final = (_after(False).astype(np.uint16), _after(True).astype(np.uint16))
+
+
+@lru_cache(maxsize=2)
+def _change(hit: bool, hazard: int) -> NDArray[np.float64]:
+    """float64[CODES, 4]: probability that a run of like outcomes, 1 to 4 long, is a change of
+    mind and not chance (Bayes).
 
     One outcome is never enough, and a frame of age 0 follows its looks fast anyway.
     """
+    q, age = (_CODE_Q / Q_ONE)[:, None], _CODE_AGE[:, None]
     # The run itself has moved q already: what it was before counts.
-    kept = (1 - np.asarray(GAINS)[age]) ** (run - 1)
+    kept = (1 - np.asarray(GAINS)[age]) ** (_LENGTHS - 1)
     chance = 1 - (1 - q) / kept if hit else 1 - q / kept
-    chance = np.where(run >= 2, np.maximum(chance, 1 / Q_ONE) ** run, 1.0)
-    probability: NDArray[np.float64] = hazard / (hazard + chance)
-    return np.where((run >= 2) & (age > 0), probability, 0.0)
+    chance = np.where(_LENGTHS >= 2, np.maximum(chance, 1 / Q_ONE) ** _LENGTHS, 1.0)
+    probability: NDArray[np.float64] = HAZARDS[hazard] / (HAZARDS[hazard] + chance)
+    return np.where((_LENGTHS >= 2) & (age > 0), probability, 0.0)
 
 
 def _rates() -> NDArray[np.float64]:
