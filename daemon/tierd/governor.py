@@ -7,15 +7,12 @@ does not go back.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-
-from tierd.host import Pfns
 
 PRESSURE_FLOOR: Final = 1 / 16
 """Under pressure the rate halves each cycle, but never below this share: demotion is what
@@ -26,9 +23,6 @@ RECOVERY: Final = 1.25
 
 BURST: Final = 1.0
 """Seconds' worth of its rate that a bucket holds."""
-
-LEDGER_LIMIT: Final = 1 << 20
-"""Moved folios that are remembered, in each direction; beyond it the oldest are forgotten."""
 
 
 class TokenBucket:
@@ -79,108 +73,6 @@ class BackOff:
         else:
             self.share = min(self.share * RECOVERY, 1.0)
         return self.share
-
-
-@dataclass(slots=True)
-class _Entry:
-    """Folios that one cycle moved in one direction. pfn sorted; owner int16; left: bool, the
-    folio was moved on or is accounted for."""
-
-    time: float
-    pfn: Pfns
-    owner: NDArray[np.int16]
-    pages: NDArray[np.uint32]
-    left: NDArray[np.bool_]
-
-
-class Ledger:
-    """tierd's own moves in one direction, by the frame the data is in now.
-
-    Answers which candidates were moved only just now (minimum residency), and which moves
-    undo an earlier one (waste). Bounded by `LEDGER_LIMIT` folios and by age.
-    """
-
-    def __init__(self) -> None:
-        self._entries: deque[_Entry] = deque()
-        self._size = 0
-        self.pages = 0
-        """Base pages of folios that have not been moved on."""
-
-    def __len__(self) -> int:
-        return self._size
-
-    def add(
-        self,
-        now: float,
-        pfn: Pfns,
-        owner: NDArray[np.int16],
-        pages: NDArray[np.uint32],
-    ) -> None:
-        """Remember folios, by their new frames, of class indices `owner`."""
-        if not len(pfn):
-            return
-        order = np.argsort(pfn)
-        left = np.zeros(len(pfn), np.bool_)
-        self._entries.append(_Entry(now, pfn[order], owner[order], pages[order], left))
-        self._size += len(pfn)
-        self.pages += int(pages.sum())
-        while self._size > LEDGER_LIMIT and len(self._entries) > 1:
-            self._drop_oldest()
-
-    def absolve(self, owner: int) -> None:
-        """What was moved for class `owner` so far is neither protected nor waste any more."""
-        for entry in self._entries:
-            these = (entry.owner == owner) & ~entry.left
-            self.pages -= int(entry.pages[these].sum())
-            entry.left |= these
-
-    def prune(self, before: float) -> None:
-        """Forget moves made before that time."""
-        while self._entries and self._entries[0].time < before:
-            self._drop_oldest()
-
-    def _drop_oldest(self) -> None:
-        entry = self._entries.popleft()
-        self._size -= len(entry.pfn)
-        self.pages -= int(entry.pages[~entry.left].sum())
-
-    def recent(self, pfn: Pfns, since: float) -> NDArray[np.bool_]:
-        """bool[n]: whether each frame (any order) holds data moved at or after `since`."""
-        result = np.zeros(len(pfn), np.bool_)
-        for entry in self._entries:
-            if entry.time >= since:
-                row, found = _lookup(entry.pfn, pfn)
-                result |= found & ~entry.left[row]
-        return result
-
-    def owners(self, pfn: Pfns, since: float) -> NDArray[np.int16]:
-        """int16[n]: owner under which each frame (any order) was entered, -1 if not since."""
-        result = np.full(len(pfn), -1, np.int16)
-        for entry in self._entries:
-            if entry.time >= since:
-                row, found = _lookup(entry.pfn, pfn)
-                result[found] = entry.owner[row[found]]
-        return result
-
-    def leave(self, pfn: Pfns, since: float) -> NDArray[np.float64]:
-        """float64[n]: when each frame's data was moved, NaN if not at or after `since`.
-
-        These data move on now: each is found only once.
-        """
-        result = np.full(len(pfn), np.nan)
-        for entry in self._entries:
-            if entry.time >= since:
-                row, found = _lookup(entry.pfn, pfn)
-                found &= ~entry.left[row]
-                entry.left[row[found]] = True
-                self.pages -= int(entry.pages[row[found]].sum())
-                result[found] = entry.time
-        return result
-
-
-def _lookup(table: Pfns, pfn: Pfns) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    row = np.minimum(np.searchsorted(table, pfn), len(table) - 1)
-    return row, table[row] == pfn
 
 
 TRIP: Final = 0.5

@@ -9,12 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tierd.governor import (
-    LEDGER_LIMIT,
     PIECES_LEAST,
     PRESSURE_FLOOR,
     BackOff,
     Budget,
-    Ledger,
     Pieces,
     Thrash,
     TokenBucket,
@@ -121,44 +119,6 @@ def test_cpu_that_was_used_is_missing_in_the_next_cycles() -> None:
     assert budget.cpu == 0.0
     budget.begin(5.0, {}, {})
     assert budget.cpu == pytest.approx(0.2)
-
-
-def entries(first: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    pfn = np.arange(first, first + count, dtype=np.uint64)
-    return pfn[::-1], np.zeros(count, np.int16), np.ones(count, np.uint32)
-
-
-def test_the_ledger_knows_recent_moves_and_finds_each_only_once() -> None:
-    ledger = Ledger()
-    ledger.add(1.0, *entries(100, 10))
-    ledger.add(5.0, *entries(200, 10))
-    asked = np.array([205, 104, 7], np.uint64)
-    assert ledger.recent(asked, 0.0).tolist() == [True, True, False]
-    assert ledger.recent(asked, 2.0).tolist() == [True, False, False]
-    assert np.array_equal(ledger.leave(asked, 0.0), [5.0, 1.0, np.nan], equal_nan=True)
-    assert not ledger.recent(asked, 0.0).any()
-    assert np.isnan(ledger.leave(asked, 0.0)).all()
-    ledger.prune(2.0)
-    assert len(ledger) == 10
-    assert not ledger.recent(np.array([101], np.uint64), 0.0).any()
-
-
-def test_what_was_moved_for_a_class_that_begins_again_is_no_waste_any_more() -> None:
-    ledger = Ledger()
-    pfn, _, pages = entries(100, 10)
-    owner = np.where(pfn < 105, -1, 2).astype(np.int16)
-    ledger.add(1.0, pfn, owner, pages)
-    ledger.absolve(2)
-    assert ledger.recent(np.array([103, 107], np.uint64), 0.0).tolist() == [True, False]
-    left = ledger.leave(np.array([103, 107], np.uint64), 0.0)
-    assert np.array_equal(left, [1.0, np.nan], equal_nan=True)
-
-
-def test_the_ledger_is_bounded() -> None:
-    ledger = Ledger()
-    for number in range(5):
-        ledger.add(float(number), *entries(number << 20, LEDGER_LIMIT // 2))
-    assert len(ledger) <= LEDGER_LIMIT
 
 
 def step(thrash: Thrash, now: float, promoted: int, wasted: int, *, persists: bool) -> bool:

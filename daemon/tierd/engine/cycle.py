@@ -18,9 +18,10 @@ from tierd.engine.report import ClassReport, CycleReport, Explanation
 from tierd.engine.scout import LASTING, Scout
 from tierd.engine.tally import Circumstances, Tally, hit_ratio
 from tierd.engine.watch import Watcher
-from tierd.governor import Budget, Ledger, Pieces, Thrash
+from tierd.governor import Budget, Pieces, Thrash
 from tierd.host import NO_PFN, CapabilitySet, CpuTimes, Feature, Host, NodeMemory, Pfns
 from tierd.hotness import SCAN_LIMIT, HeatMap, Seen, rate, rate_bound, recent
+from tierd.ledger import Ledger
 from tierd.movers import Mover, MoveResult
 from tierd.pages import PageReader, PageReason
 from tierd.planner import Direction, Limits, MovePlan, Moves, Reason, Ways, code, plan

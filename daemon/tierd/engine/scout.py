@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from tierd.config import Migration
 from tierd.engine.owners import OwnerBook
-from tierd.governor import Ledger
 from tierd.host import Pfns
 from tierd.hotness import Candidates, HeatMap, level_state
+from tierd.ledger import Ledger
 from tierd.pages import PageReader, PageReason
 from tierd.planner import FREE_TO_GO, Direction, Folios, Limits, Owners, Reason, code
 from tierd.policy import DOOR, Target
