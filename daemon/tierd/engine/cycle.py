@@ -43,8 +43,12 @@ FRAME_SECONDS: Final = 1e-9
 """CPU time of a search per frame that it reads, about."""
 
 OTHERS_SHARE: Final = 0.75
-"""Of the CPU share: so much at most goes to decisions, reports and whoever asks for them before
-sampling starves; beyond that the share is exceeded."""
+"""Of the CPU share: so much of a cycle's at most goes to decisions, reports and whoever asks for
+them, so that sampling does not starve."""
+
+MOST_OWED: Final = 60.0
+"""Cycles' worth of the CPU share that decisions and reports may owe; beyond that the share is
+exceeded."""
 
 LEAST_SCAN: Final = 1 << 20
 """Frames (4 GiB) that a search reads whatever the CPU share."""
@@ -102,6 +106,7 @@ class Engine:
         self._cold_evidence = False
         self._number = 0
         self._payable = 0.0
+        self._owed = 0.0
         self._since: CpuTimes | None = None
         """The process's CPU time at the end of the last cycle."""
         self.watcher: Watcher | None = None
@@ -203,8 +208,11 @@ class Engine:
 
     def _pay(self, *used: CpuTimes) -> None:
         """Take what is neither sampling nor moving out of the same CPU share, but leave a part
-        of it to sampling in every cycle."""
-        paid = min(sum(times.total for times in used), self._payable)
+        of it to sampling in every cycle: what is too much for one is paid in the next ones."""
+        most = MOST_OWED * self._config.sampling.cpu * self._config.interval
+        self._owed = min(self._owed + sum(times.total for times in used), most)
+        paid = min(self._owed, self._payable)
+        self._owed -= paid
         self._payable -= paid
         self._budget.spent(0, 0, paid)
 
