@@ -44,7 +44,7 @@ SAMPLE = CycleReport(
     ),
     skipped={(Direction.PROMOTE, Reason.CPUSET): 88, (Direction.PROMOTE, Reason.BUDGET): 5},
     kernel_refused={(Direction.PROMOTE, Reason.CPUSET): 88},
-    samplers=(SamplerReport("page_idle", 2000, 1000, 3, 0.5, 0.9, 12.0),),
+    samplers=(SamplerReport("page_idle", 2000, 1000, 3, 0.5, 0.9, 12.0, 14.5),),
     classes=(
         ClassReport("system.slice/db*", {"dram": 4 * GIB, "cxl": GIB}, 4096, 8192, 4096, False),
     ),

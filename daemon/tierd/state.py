@@ -148,6 +148,7 @@ def status(state: State) -> dict[str, Any]:
                     "window": each.window,
                     "coverage": each.coverage,
                     "round_time": each.round_time,
+                    "find_time": each.find_time,
                 }
                 for each in (report.samplers if report else ())
             ],

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tierd.ledger import LIMIT, YOUNG, Ledger
 
+
 def entries(first: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     pfn = np.arange(first, first + count, dtype=np.uint64)
     return pfn[::-1], np.zeros(count, np.int16), np.ones(count, np.uint32)
@@ -135,7 +136,8 @@ def test_a_full_ledger_takes_seven_bytes_a_folio() -> None:
         before = tracemalloc.get_traced_memory()[0]
         for number in range(2 * YOUNG + 2):
             pfn = random.choice(2**31, LIMIT // 2 // YOUNG, replace=False).astype(np.uint64)
-            ledger.add(float(number), pfn, np.zeros(len(pfn), np.int16), np.ones(len(pfn), np.uint32))
+            owner, pages = np.zeros(len(pfn), np.int16), np.ones(len(pfn), np.uint32)
+            ledger.add(float(number), pfn, owner, pages)
         used = tracemalloc.get_traced_memory()[0] - before - pfn.nbytes
     finally:
         tracemalloc.stop()

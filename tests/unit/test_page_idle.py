@@ -11,7 +11,8 @@ from tierd.config import Sampling, Window, Workload
 from tierd.host import KPF, KernelError, Span
 from tierd.host.simulated import Costs, SimulatedHost
 from tierd.samplers import SampleBatch, Sampler
-from tierd.samplers.idle_blocks import Active, BlockTable
+from tierd.samplers.idle_active import SLOW_SHARE, Active
+from tierd.samplers.idle_blocks import BlockTable
 from tierd.samplers.idle_looks import (
     BLOCK,
     EMPTY,
@@ -479,7 +480,8 @@ def test_a_hot_set_in_one_piece_is_found_long_before_a_round_is_over() -> None:
     source = sampler(host)
     for _ in range(400):
         sample(host, source, 0.03)
-    round_time = source.status().round_time
+    status = source.status()
+    round_time = status.round_time
     hot_only(host, 1, hot=16_384)
     frames = pages_of(host, 1)
     hot = frames[host.rates(frames) > 0]
@@ -489,6 +491,8 @@ def test_a_hot_set_in_one_piece_is_found_long_before_a_round_is_over() -> None:
         found += np.isin(hot, accessed(sample(host, source, 0.03)))
         calls += 1
         assert calls < 0.5 * round_time
+    assert status.find_time is not None
+    assert max(round_time, calls) < status.find_time < 3 * round_time
     assert round_time > 30  # or there was nothing to be early for
 
 
@@ -573,3 +577,21 @@ def test_a_window_much_shorter_than_a_cycle_is_waited_for_within_the_call() -> N
     spans = [batch.t1 - batch.t0 for _ in range(5) for batch in sample(host, source)]
     assert spans
     assert max(spans) < 0.3
+
+
+def test_the_wait_for_a_second_look_is_what_blocks_that_have_become_hot_really_wait() -> None:
+    spans = [Span(0, 0, 512 * 100), Span(1, 512 * 100, 512 * 10_000)]
+    table = BlockTable(spans, [0])
+    active = Active(table)
+    came: dict[int, int] = {}
+    waits: list[int] = []
+    for turn in range(300):
+        new = np.arange(100 + 10 * turn, 110 + 10 * turn)
+        table.learn(new, np.full(10, SMALL, np.uint8), np.full(10, 255, np.uint8))
+        active.add(new, turn)
+        came |= dict.fromkeys(new.tolist(), turn)
+        # Ten blocks' worth in a call; from time to time nothing can be paid for.
+        chosen = active.choose(turn, 0.0 if turn % 8 < 3 else 5200.0 * 8 / 5 / SLOW_SHARE)
+        waits += [turn - came[block] + 1 for block in chosen.tolist()]
+        table.release(chosen)
+    assert active.wait == pytest.approx(np.mean(waits[-1000:]), rel=0.3)

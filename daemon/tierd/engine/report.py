@@ -50,6 +50,8 @@ class SamplerReport:
     window: float
     coverage: float
     round_time: float
+    find_time: float | None = None
+    """Seconds until a block that becomes hot is known for it, see `SamplerStatus`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,7 @@ class Tally:
                 window=status.window,
                 coverage=status.coverage,
                 round_time=status.round_time,
+                find_time=status.find_time,
             )
         )
 

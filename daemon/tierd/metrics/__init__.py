@@ -309,6 +309,12 @@ class Exporter:
         for name, field in gauges.items():
             found = [((sampler.name,), getattr(sampler, field)) for sampler in report.samplers]
             values.replace(f"tierd_sampler_{name}", found)
+        times = [
+            ((sampler.name,), sampler.find_time)
+            for sampler in report.samplers
+            if sampler.find_time is not None
+        ]
+        values.replace("tierd_sampler_find_seconds", times)
 
     def _publish_tiers(self, tiers: tuple[TierReport, ...]) -> None:
         values = self._values

@@ -92,7 +92,14 @@ _ALL: Final = (
     _gauge("tierd_sampler_coverage_ratio", "Share of frames looked at in a round.", "sampler"),
     _gauge(
         "tierd_sampler_round_seconds",
-        "Time that a round over all frames takes: the bound on finding a new hot block.",
+        "Time that a round over all frames takes: each block has its turn once.",
+        "sampler",
+    ),
+    _gauge(
+        "tierd_sampler_find_seconds",
+        "Time to find: within so long a 2 MiB block that becomes hot as a whole outside the fastest"
+        " tier is looked at twice, which a promotion takes. An estimate: a round, the windows of"
+        " both looks, and the present mean wait for the second. Absent where nobody can say.",
         "sampler",
     ),
     _gauge(

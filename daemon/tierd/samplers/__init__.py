@@ -51,6 +51,9 @@ class SamplerStatus:
     """Share of the pages accessed within a window that are in the fastest tier, over all blocks
     and not only those looked at last: blocks that may have to move are looked at more often than
     others, so batches are no fair sample. None where the source cannot say."""
+    find_time: float | None = None
+    """Seconds within which a 2 MiB block that becomes hot as a whole, outside the fastest tier,
+    is looked at twice and so known for hot: an estimate. None where the source cannot say."""
 
 
 class Sampler(Protocol):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is remembered of each 2 MiB block: `BlockTable`, and `Active`, the blocks in motion.
+"""What is remembered of each 2 MiB block: `BlockTable`.
 
 On a host of 16 TiB there are eight million blocks, so a block has two bytes, and three more
 that are touched only where it is a mixture of folios.
@@ -153,53 +153,3 @@ class BlockTable:
             self._code[blocks] |= _LISTED
         else:
             self._code[blocks] &= ~_LISTED
-
-
-class Active:
-    """Blocks that are looked at in full again and again, at most `most`: the longest waiting
-    first. A block that finds no room is found again by the sweep."""
-
-    def __init__(self, table: BlockTable, most: int) -> None:
-        self._table = table
-        self._most = most
-        self._block = np.zeros(0, np.int32)
-        self._since = np.zeros(0, np.uint32)
-        self._new: list[tuple[Blocks, int]] = []
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    def add(self, blocks: Blocks, turn: int) -> None:
-        """Put blocks on the list, each once; `turn` is the number of the present call."""
-        new = blocks[~self._table.listed(blocks)][: max(self._most - self._count, 0)]
-        if len(new):
-            self._table.list(new, True)
-            self._new.append((new, turn))
-            self._count += len(new)
-
-    def front(self, count: int) -> tuple[Blocks, NDArray[np.int64]]:
-        """Take the first `count` that are not being looked at off the list: blocks, and the
-        turns in which they came onto it. The caller gives back what it does not use."""
-        self._gather()
-        waiting = np.flatnonzero(~self._table.busy(self._block.astype(np.int64)))[:count]
-        blocks = self._block[waiting].astype(np.int64)
-        since = self._since[waiting].astype(np.int64)
-        keep = np.ones(len(self._block), np.bool_)
-        keep[waiting] = False
-        self._block, self._since = self._block[keep], self._since[keep]
-        self._count -= len(blocks)
-        return blocks, since
-
-    def give_back(self, blocks: Blocks, since: NDArray[np.int64]) -> None:
-        """What `front` gave and was not used, behind all others."""
-        self._block = np.concatenate((self._block, blocks.astype(np.int32)))
-        self._since = np.concatenate((self._since, since.astype(np.uint32)))
-        self._count += len(blocks)
-
-    def _gather(self) -> None:
-        blocks = [new.astype(np.int32) for new, _ in self._new]
-        since = [np.full(len(new), turn, np.uint32) for new, turn in self._new]
-        self._block = np.concatenate((self._block, *blocks))
-        self._since = np.concatenate((self._since, *since))
-        self._new.clear()

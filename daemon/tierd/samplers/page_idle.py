@@ -27,7 +27,9 @@ from numpy.typing import NDArray
 from tierd.config import Sampling
 from tierd.host import Host
 from tierd.samplers import SampleBatch, SamplerStatus
-from tierd.samplers.idle_blocks import Active, Blocks, BlockTable
+from tierd.samplers.idle_active import SURE, Active
+from tierd.samplers.idle_blocks import Blocks, BlockTable
+from tierd.samplers.idle_cost import UNIT_BLOCK, UNIT_PEEK, UNIT_WORD, Costs, full_units
 from tierd.samplers.idle_looks import (
     BLOCK,
     EMPTY,
@@ -55,8 +57,6 @@ CALM: Final = 3
 """Looks in a row that must tell the same before a block counts as calm."""
 PLAIN: Final = 128
 """Accessed share from which a block that was idle makes one look at its neighbours too."""
-SURE: Final = 2
-"""Looks in a row that must tell the same before a block has no precedence any more."""
 DIFFERENT: Final = 32
 """Of 255: so much must the accessed share differ to count as a change."""
 IDLE: Final = 8
@@ -75,29 +75,9 @@ ROUND_GOAL: Final = 60.0
 """Seconds."""
 AROUND_SHARE: Final = 0.3
 """Of the sweep's part: for blocks around those that have become hot."""
-SLOW_SHARE: Final = 0.6
-"""Of the active blocks' part: for those outside the fastest tier, which may be promoted."""
-HUGE_SHARE: Final = 0.15
-"""Of that part: for huge pages, the newest first."""
-AGEING: Final = 3
-"""What an active block's promise (0 to 255) grows by for every call that it waits."""
-AGED: Final = 255
-"""The most that it grows by: a host may have more active blocks than can ever be looked at."""
-CHOICE: Final = 65_536
-"""Active blocks among which the most promising are chosen at once."""
-MOST_ACTIVE: Final = 2 * CHOICE
-"""Blocks on the list of active ones."""
-
 _AROUND: Final = np.array([at for at in range(-STRIDE // 2, STRIDE // 2 + 1) if at])
 MOST_AROUND: Final = 16_384
 """Blocks that may wait for being looked at out of turn."""
-
-UNIT_BLOCK: Final = 4.0
-"""Cost of a full look beside that of its LRU frames."""
-UNIT_WORD: Final = 24.0
-UNIT_HUGE: Final = 10.0
-UNIT_PEEK: Final = 6.0
-"""Cost of a sparse look, of one at a huge page, of a peek at an empty block."""
 
 GLANCE: Final = 0.5
 """Seconds that the first call may wait for a first glance."""
@@ -113,17 +93,8 @@ SLICES: Final = 256
 
 _EIGHT: Final = np.uint64(0x0101010101010101)
 
-_WORD_UNITS: Final = np.full(USED + 1, UNIT_WORD)
-_WORD_UNITS[[HUGE, EMPTY]] = UNIT_HUGE, UNIT_PEEK
-
-LEARN: Final = 4000.0
-"""Units after which a cost counts as known."""
 FIRST_PART: Final = 0.2
 """Of the first call's budget: for learning what looks cost."""
-
-FIRST_COST: Final = 2e-6
-"""CPU seconds per unit before anything was measured: what emulation takes, 5 times too much
-for real hardware, so that the first call does not overrun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +125,7 @@ class PageIdleSampler:
         self._host = host
         self._table = BlockTable(topology.spans, topology.tiers[0].nodes)
         count = self._table.count
-        self._active = Active(self._table, MOST_ACTIVE)
+        self._active = Active(self._table)
         self._around: Blocks = np.zeros(0, np.int64)
         self._turn = {"sweep": 0, "refresh": 0}
         self._flight: list[_Look] = []
@@ -165,11 +136,7 @@ class PageIdleSampler:
         self._units = count * (BLOCK + UNIT_BLOCK)
         fast = sum(topology.frames_of(node) for node in topology.tiers[0].nodes)
         self._tuner = WindowTuner(sampling.window.min, sampling.window.max, fast)
-        self._cost = {False: FIRST_COST, True: FIRST_COST}
-        """CPU seconds per unit of a full look and of a sparse one: the first is the kernel's
-        work, the second calls, and how much dearer those are differs between machines."""
-        self._learned = {False: 0.0, True: 0.0}
-        """Units that this was learned from, of the last few looks."""
+        self._costs = Costs(self._table)
         self._carry = 0.0
         self._pass = 0
         self._last_call: float | None = None
@@ -193,13 +160,13 @@ class PageIdleSampler:
         spent = yield from self._harvest(window - self._gap / 2)
         # Nothing is known of the costs at first: learn them by a small part of the budget.
         allowed = max(cpu_budget + self._carry, 0.0) * (FIRST_PART if first else 1.0)
-        spent += self._begin(allowed / self._cost[False])
+        spent += self._begin(allowed / self._costs.full)
         if first or window < self._gap / 2:
             # At the start a glance shows which blocks deserve the first full looks.
             self._host.sleep(self._tuner.least if first else window)
             spent += yield from self._harvest(0.0)
         if first:
-            spent += self._begin(max(cpu_budget - spent, 0.0) / self._cost[False])
+            spent += self._begin(max(cpu_budget - spent, 0.0) / self._costs.full)
         carry = self._carry + cpu_budget - spent
         self._carry = min(max(carry, -4 * cpu_budget), cpu_budget / 4)
         self._tuner.step(self._host.monotonic(), self._gap, self._users)
@@ -210,7 +177,9 @@ class PageIdleSampler:
         fast, slow = self._accessed[True], self._accessed[False]
         share = fast / (fast + slow) if fast + slow >= 1 else None
         window = self._tuner.effective(self._gap)
-        return SamplerStatus(self.name, window, coverage, seconds, share)
+        # A round's wait at most for the first look, then the wait for a second one.
+        find = seconds + 2 * window + self._active.wait * self._gap
+        return SamplerStatus(self.name, window, coverage, seconds, share, find)
 
     def close(self) -> None:
         """Stop the threads. Idle flags that are left do no harm: the next access clears them."""
@@ -312,7 +281,7 @@ class PageIdleSampler:
         """Keep the sums over all blocks: take some out before they change, add them after."""
         table = self._table
         kind, heads, user = table.kind(blocks), table.heads(blocks), table.pages(blocks)
-        self._units += sign * float(_full_units(kind, heads).sum())
+        self._units += sign * float(full_units(kind, heads).sum())
         self._users += sign * int(user.sum(dtype=np.int64))
         pages = user * (table.share(blocks) / 255)
         fast = float(pages[table.fast(blocks)].sum())
@@ -331,39 +300,16 @@ class PageIdleSampler:
         self._tuner.note(int(user.sum()), float(pages.sum()), float(pages[mixed].sum()))
 
     def _learn(self, looks: list[_Look], seen: list[Seen], used: float) -> None:
-        """Costs per unit from what marking and reading these looks really took."""
-        units = {False: 0.0, True: 0.0}
+        """What marking and reading these looks really took."""
+        full, sparse = 0.0, 0.0
         for look, told in zip(looks, seen, strict=True):
             if look.words is None:
-                units[False] += float(told.heads.sum(dtype=np.int64)) + UNIT_BLOCK * len(told.heads)
+                full += float(told.heads.sum(dtype=np.int64)) + UNIT_BLOCK * len(told.heads)
             else:
-                units[True] += float(_WORD_UNITS[self._table.kind(look.blocks)].sum())
-        expected = sum(units[sparse] * self._cost[sparse] for sparse in units)
-        if not expected:
-            return
-        factor = (used + sum(look.cpu for look in looks)) / expected
-        for sparse, count in units.items():
-            # The first few thousand units count in full, later ones beside those before them.
-            weight = min(count / LEARN, 1.0) if self._learned[sparse] < LEARN else 0.0
-            weight = max(weight, min(count / 20_000, 0.5))
-            self._learned[sparse] += count
-            self._cost[sparse] *= 1 + weight * (factor - 1)
-            self._cost[sparse] = max(self._cost[sparse], 1e-9)
+                sparse += self._costs.words(look.blocks)
+        self._costs.learn(full, sparse, used + sum(look.cpu for look in looks))
 
     # -- choosing and marking --------------------------------------------------------------------
-
-    def _full_units(self, blocks: Blocks) -> NDArray[np.float64]:
-        """float64[n]: what a full look at each block costs."""
-        return _full_units(self._table.kind(blocks), self._table.heads(blocks))
-
-    def _word_units(self, blocks: Blocks) -> NDArray[np.float64]:
-        """float64[n]: what a sparse look at each block costs, in units of a full one."""
-        return _WORD_UNITS[self._table.kind(blocks)] * self._dearer
-
-    @property
-    def _dearer(self) -> float:
-        """A unit of a sparse look over one of a full look."""
-        return self._cost[True] / self._cost[False]
 
     def _begin(self, capacity: float) -> float:
         """Choose blocks worth `capacity` units and mark them; returns CPU seconds."""
@@ -376,17 +322,17 @@ class PageIdleSampler:
             self._round.passed(passed, now)
             self._mark(chosen, None, fair=True)
             return (self._host.cpu_times() - before).total
-        active = self._next_active(capacity * ACTIVE_SHARE)
-        left = capacity - float(self._full_units(active).sum())
+        active = self._active.choose(self._pass, capacity * ACTIVE_SHARE)
+        left = capacity - float(self._costs.full_units(active).sum())
         # The refresh chooses first: blocks that it takes need no sparse look.
         refresh, _ = self._next("refresh", left - self._for_sweep(capacity, left))
-        left -= float(self._full_units(refresh).sum())
+        left -= float(self._costs.full_units(refresh).sum())
         around = self._next_around(left * AROUND_SHARE)
-        left -= float(self._word_units(around).sum())
+        left -= float(self._costs.word_units(around).sum())
         sweep, passed = self._next("sweep", left)
         self._round.passed(passed, now)
-        left -= float(self._word_units(sweep).sum())
-        active = np.concatenate((active, self._next_active(left)))
+        left -= float(self._costs.word_units(sweep).sum())
+        active = np.concatenate((active, self._active.choose(self._pass, left)))
         self._mark(np.sort(active), None, fair=False)
         self._mark(np.sort(around), self._pass, fair=False)
         self._mark(np.sort(sweep), self._pass, fair=True)
@@ -395,7 +341,7 @@ class PageIdleSampler:
 
     def _for_sweep(self, capacity: float, left: float) -> float:
         """Units that the refresh has to leave for the sweep."""
-        whole = UNIT_WORD * self._dearer * self._table.count
+        whole = UNIT_WORD * self._costs.dearer * self._table.count
         share = capacity * SWEEP_SHARE
         if whole * self._gap > share * ROUND_GOAL:
             share = max(share, left * SWEEP_MOST)
@@ -408,63 +354,16 @@ class PageIdleSampler:
         newest = self._around[::-1]
         waiting = newest[np.sort(np.unique(newest, return_index=True)[1])]
         waiting = waiting[~(self._table.busy(waiting) | self._table.listed(waiting))]
-        count = int(np.searchsorted(np.cumsum(self._word_units(waiting)), capacity, side="right"))
+        cost = np.cumsum(self._costs.word_units(waiting))
+        count = int(np.searchsorted(cost, capacity, side="right"))
         chosen, self._around = waiting[:count], waiting[count:][::-1]
         self._table.take(chosen)
         return chosen
 
-    def _next_active(self, capacity: float) -> Blocks:
-        """The most promising active blocks worth at most `capacity` units.
-
-        Promising is what may have to move: the more accessed outside the fastest tier, the
-        less accessed inside. Each block gains by waiting, so that all have their turn.
-        """
-        if not len(self._active):
-            return np.zeros(0, np.int64)
-        front, since = self._active.front(CHOICE)
-        quick = self._table.fast(front)
-        huge = self._table.kind(front) == HUGE
-        parts = (
-            (~quick & huge, SLOW_SHARE * HUGE_SHARE),
-            (~quick & ~huge, SLOW_SHARE),
-            (quick, 1.0),
-        )
-        taken: list[Blocks] = []
-        spent = 0.0
-        for side, share in parts:
-            best, rest = self._promising(front, since, side, capacity * share - spent)
-            self._active.give_back(*rest)
-            spent += float(self._full_units(best).sum())
-            taken.append(best)
-        chosen = np.concatenate(taken)
-        self._table.list(chosen, False)
-        self._table.take(chosen)
-        return chosen
-
-    def _promising(
-        self, front: Blocks, since: NDArray[np.int64], side: NDArray[np.bool_], capacity: float
-    ) -> tuple[Blocks, tuple[Blocks, NDArray[np.int64]]]:
-        """The best blocks of one side, worth at most `capacity`; and the others, with the turns
-        in which they came onto the list."""
-        blocks, since = front[side], since[side]
-        share = self._table.share(blocks).astype(np.int64)
-        fast = self._table.fast(blocks)
-        promise = np.where(fast, 255 - share, share)
-        # What has just changed is looked at a second time before what is merely due.
-        promise += promise * (self._table.calm(blocks) < SURE)
-        promise += np.minimum(AGEING * (self._pass - since), AGED)
-        # Of huge pages, which have one bit and are many, those that have become hot just now.
-        promise = np.where(~fast & (self._table.kind(blocks) == HUGE), since, promise)
-        order = np.argsort(np.negative(promise), kind="stable")
-        cost = np.cumsum(self._full_units(blocks[order]))
-        count = int(np.searchsorted(cost, capacity, side="right"))
-        rest = order[count:]
-        return blocks[order[:count]], (blocks[rest], since[rest])
-
     def _next(self, stream: str, capacity: float) -> tuple[Blocks, int]:
         """The next blocks in turn worth at most `capacity` units, and how many were passed."""
         table, sweeping = self._table, stream == "sweep"
-        cost = self._word_units if sweeping else self._full_units
+        cost = self._costs.word_units if sweeping else self._costs.full_units
         chosen: list[Blocks] = []
         count, passed = table.count, 0
         for _ in range(SLICES):
@@ -564,11 +463,3 @@ class PageIdleSampler:
         self._table.learn(filled, unknown, self._table.share(filled))
         self._count(filled, +1)
         return filled
-
-
-def _full_units(kind: NDArray[np.uint8], heads: NDArray[np.uint16]) -> NDArray[np.float64]:
-    """float64[n]: what a full look at blocks costs."""
-    units = heads.astype(np.float64) + UNIT_BLOCK
-    units[kind == HUGE] = UNIT_HUGE
-    units[kind == EMPTY] = UNIT_PEEK
-    return units
