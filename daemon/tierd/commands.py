@@ -31,7 +31,8 @@ from tierd import (
 from tierd.config import ConfigError, Loaded, Simulation
 from tierd.host import CapabilitySet, Host
 from tierd.host.linux import LinuxHost
-from tierd.host.simulated import RealClock, SimulatedHost, VirtualClock
+from tierd.host.machine import Failures
+from tierd.host.simulated import Clock, RealClock, SimulatedHost, VirtualClock
 from tierd.ladder import Ladder, RequiredMissing
 from tierd.pace import HostPace, Pace, RealPace
 from tierd.service import CONFIG, FAILURE, KERNEL, OK, Daemon, Fatal, Options
@@ -173,10 +174,20 @@ def simulate(options: argparse.Namespace) -> int:
 
 
 def _simulated(machine: Simulation, clock: str) -> tuple[Host, Pace]:
-    if clock == "real":
-        return SimulatedHost(machine, RealClock()), RealPace()
-    host = SimulatedHost(machine, VirtualClock())
-    return host, HostPace(host)
+    refuse = machine.failures
+    failures = Failures(
+        pinned=refuse.EBUSY,
+        again=refuse.EAGAIN,
+        shared=refuse.EPERM,
+        mempolicy=refuse.EXDEV,
+        vma=refuse.EFAULT,
+        mappings=refuse.EMLINK,
+        unmapped=refuse.ENODATA,
+        kind=refuse.EOPNOTSUPP,
+    )
+    time: Clock = RealClock() if clock == "real" else VirtualClock()
+    host = SimulatedHost(machine, time, huge=machine.huge, failures=failures)
+    return host, RealPace() if clock == "real" else HostPace(host)
 
 
 def _sizes(machine: Simulation) -> str:

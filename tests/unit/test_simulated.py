@@ -197,6 +197,10 @@ def test_statuses_by_cause() -> None:
     [
         (Failures(pinned=1.0), MoveOption.SHARED, errno.EBUSY),
         (Failures(busy=1.0), MoveOption.SHARED, errno.EBUSY),
+        (Failures(again=1.0), MoveOption.SHARED, errno.EAGAIN),
+        (Failures(mappings=1.0), MoveOption.SHARED, errno.EMLINK),
+        (Failures(unmapped=1.0), MoveOption.SHARED, errno.ENODATA),
+        (Failures(kind=1.0), MoveOption.UNMAPPED, errno.EOPNOTSUPP),
         (Failures(vma=1.0), MoveOption.SHARED, errno.EFAULT),
         (Failures(shared=1.0), MoveOption(0), errno.EPERM),
         (Failures(mempolicy=1.0), MoveOption.MEMPOLICY, errno.EXDEV),
@@ -207,6 +211,26 @@ def test_failures_by_cause(failures: Failures, options: MoveOption, code: int) -
     _, slow = split_by_node(host, 0)
     status, _ = move(host, slow[:1], options=options)
     assert status.tolist() == [-code]
+
+
+def test_what_refuses_for_its_errno_is_about_its_share_and_does_so_always() -> None:
+    host = machine(
+        workloads=(Workload(kind="uniform", size="64MiB"),),
+        failures=Failures(vma=0.25, again=0.25),
+        huge=0.0,
+    )
+    fast, _ = split_by_node(host, 0)
+    first, _ = move(host, fast[:4000], target=0, source=0)
+    tries = [move(host, fast[:4000], target=7, source=0)[0] for _ in range(2)]
+    assert (first == 0).all()  # they are there already
+    assert all((each == -errno.ENODEV).all() for each in tries)
+    status, _ = move(host, fast[:4000], target=1, source=0)
+    shares = [float((status == -code).mean()) for code in (errno.EFAULT, errno.EAGAIN)]
+    assert shares == pytest.approx([0.25, 0.75 * 0.25], abs=0.03)
+    again, _ = move(host, fast[:4000][status < 0], target=1, source=0)
+    lasting = status[status < 0] == -errno.EFAULT
+    assert (again[lasting] == -errno.EFAULT).all()
+    assert (again[~lasting] == 1).mean() == pytest.approx(0.75, abs=0.05)
 
 
 def test_shared_and_bound_pages_move_where_nobody_asks() -> None:

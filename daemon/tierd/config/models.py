@@ -455,6 +455,34 @@ class SimulatedNode(Model):
     """Access latency."""
 
 
+class SimulatedFailures(Model):
+    """Shares of the pages that refuse to move, by the errno that the kernel gives; always the
+    same pages, but for EAGAIN."""
+
+    EBUSY: Ratio = 0.0
+    """Pinned."""
+    EAGAIN: Ratio = 0.0
+    """Busy just now; other pages each time."""
+    EPERM: Ratio = 0.0
+    """Mapped by several processes, where the caller does not ask for such."""
+    EXDEV: Ratio = 0.0
+    """Forbidden by a memory policy, where the caller asks for that."""
+    EFAULT: Ratio = 0.0
+    """In memory that must not move, such as a device's."""
+    EMLINK: Ratio = 0.0
+    """Mapped too often to be judged."""
+    ENODATA: Ratio = 0.0
+    """Page cache that nobody maps, where the caller does not ask for such."""
+    EOPNOTSUPP: Ratio = 0.0
+    """Of a kind that cannot be migrated."""
+
+    @model_validator(mode="after")
+    def _in_all(self) -> Self:
+        if sum(float(share) for _, share in self) - self.EAGAIN > 1:
+            raise problem((), "more than all pages", "at most 100% in all, EAGAIN apart")
+        return self
+
+
 class Simulation(Model):
     """The machine that `tierd simulate` runs on."""
 
@@ -462,6 +490,10 @@ class Simulation(Model):
     """Nodes of the simulated host."""
     workloads: tuple[Workload, ...] = ()
     """Programs that run on it."""
+    huge: Ratio = 0.25
+    """Share of the programs' 2 MiB blocks that are one huge page."""
+    failures: SimulatedFailures = SimulatedFailures()
+    """Pages that refuse to move."""
     seed: Count = 1
     """Seed of everything random."""
 

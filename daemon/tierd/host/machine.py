@@ -15,12 +15,12 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tierd.host import IDLE_WORD_FRAMES, KPF, NO_PFN, KernelError, MoveOption, Node, Pfns, Span
+from tierd.host import KPF, NO_PFN, MoveOption, Node, Pfns, Span
 from tierd.host.frames import BLOCK, FREE, HOLE, KERNEL, Blocks, FrameStore, Ids
+from tierd.host.idle_bits import IdleBits
 from tierd.host.workload import Counts, Pattern, Times, WorkloadSpec, pattern
 
 PAGE: Final = 4096
-_BLOCK_WORDS: Final = BLOCK // IDLE_WORD_FRAMES
 _ALIGN: Final = 32_768
 """Spans begin at multiples of 128 MiB, as memory blocks do."""
 _HOLE: Final = 8 * _ALIGN
@@ -32,7 +32,6 @@ _USER: Final = KPF.UPTODATE | KPF.LRU | KPF.MMAP | KPF.ANON | KPF.SWAPBACKED
 # Indexed by a page id cut at 0, so that HOLE, KERNEL and FREE count from the end.
 _KIND_FLAGS: Final = np.array([_USER, KPF.NOPAGE, KPF.SLAB, KPF.BUDDY], np.uint64)
 
-Indexes = NDArray[np.int64]
 Statuses = NDArray[np.int32]
 
 
@@ -63,15 +62,25 @@ class SimulationSpec(Protocol):
 @dataclass(frozen=True, slots=True)
 class Failures:
     """Shares of the pages (0..1) that refuse to move, by cause; always the same pages, but for
-    `busy`, which is drawn anew for each attempt."""
+    `busy` and `again`, which are drawn anew for each attempt."""
 
     pinned: float = 0.0
+    """-EBUSY, for ever."""
     shared: float = 0.0
     """Mapped by several processes: refused without MoveOption.SHARED."""
     mempolicy: float = 0.0
     """Bound by a memory policy: refused with MoveOption.MEMPOLICY."""
     vma: float = 0.0
+    mappings: float = 0.0
+    """Mapped too often to be judged: -EMLINK."""
+    unmapped: float = 0.0
+    """Page cache that nobody maps: -ENODATA without MoveOption.UNMAPPED."""
+    kind: float = 0.0
+    """Of a kind that cannot be migrated: -EOPNOTSUPP."""
     busy: float = 0.0
+    """-EBUSY, this time."""
+    again: float = 0.0
+    """-EAGAIN, this time."""
 
 
 @dataclass(slots=True)
@@ -102,8 +111,7 @@ class Machine:
         self._huge = huge
         self.nodes = _nodes(spec.nodes)
         self.frames = FrameStore([span for node in self.nodes for span in node.spans])
-        self._idle = np.zeros(self.frames.blocks * _BLOCK_WORDS, np.uint64)
-        self._marked = np.zeros(self.frames.blocks * _BLOCK_WORDS, np.float64)
+        self.idle = IdleBits(self.frames, self._rng, self._expected)
         for node in self.nodes:
             share = kernel_share if node.cpus else 0.0
             mine = self.frames.of_node(node.id)
@@ -146,91 +154,6 @@ class Machine:
     def owner(self, ids: Ids) -> NDArray[np.int64]:
         """int64[n]: index of the program of each page, -1 for what is no page."""
         return np.where(ids >= 0, np.searchsorted(self._firsts, ids, side="right") - 1, -1)
-
-    # -- idle bits ---------------------------------------------------------------------------
-
-    def mark(self, start: int, asked: NDArray[np.uint64], now: float) -> int:
-        """Mark heads of user pages idle; returns how many."""
-        index, part = self._words(start, len(asked))
-        return self._mark(index, asked[part], now)
-
-    def mark_words(self, first: Pfns, asked: NDArray[np.uint64], now: float) -> int:
-        """The same for single words, first: uint64[n]."""
-        index, part = self._single_words(first)
-        return self._mark(index, asked[part], now)
-
-    def _mark(self, index: Indexes, asked: NDArray[np.uint64], now: float) -> int:
-        able = asked & self._trackable(index)
-        stale = np.flatnonzero((asked != 0) & ((self._idle[index] & ~able) != 0))
-        if len(stale):
-            self._settle(index[stale], now)
-        self._idle[index] |= able
-        self._marked[index[asked != 0]] = now
-        return _bits(able)
-
-    def read(self, start: int, out: NDArray[np.uint64], now: float) -> tuple[int, int]:
-        """Idle bits into `out`; returns how many frames were marked, and how many not."""
-        return self._read(self._words(start, len(out)), out, now)
-
-    def read_words(self, first: Pfns, out: NDArray[np.uint64], now: float) -> tuple[int, int]:
-        """The same for single words, first: uint64[n]."""
-        return self._read(self._single_words(first), out, now)
-
-    def _read(
-        self, where: tuple[Indexes, Indexes], out: NDArray[np.uint64], now: float
-    ) -> tuple[int, int]:
-        index, part = where
-        marked = _bits(self._idle[index])
-        self._settle(index, now)
-        out[:] = 0
-        out[part] = self._idle[index]
-        return marked, len(index) * IDLE_WORD_FRAMES - marked
-
-    def _words(self, start: int, count: int) -> tuple[Indexes, Indexes]:
-        """Which of `count` words are memory: their indexes here, and their places among them."""
-        if start % IDLE_WORD_FRAMES:
-            raise KernelError(errno.EINVAL, "not the first frame of a word", "page_idle")
-        at = self.frames.run(start, count * IDLE_WORD_FRAMES)
-        if at is not None:
-            word = at[0] * _BLOCK_WORDS + at[1] // IDLE_WORD_FRAMES
-            return np.arange(word, word + count), np.arange(count)
-        return self._single_words(
-            np.uint64(start) + np.arange(count, dtype=np.uint64) * np.uint64(IDLE_WORD_FRAMES)
-        )
-
-    def _single_words(self, first: Pfns) -> tuple[Indexes, Indexes]:
-        if np.any(first % np.uint64(IDLE_WORD_FRAMES)):
-            raise KernelError(errno.EINVAL, "not the first frame of a word", "page_idle")
-        block = self.frames.locate(first)
-        part = np.flatnonzero(block >= 0)
-        within = (first[part] // np.uint64(IDLE_WORD_FRAMES)).astype(np.int64) % _BLOCK_WORDS
-        return block[part] * _BLOCK_WORDS + within, part
-
-    def _trackable(self, index: Indexes) -> NDArray[np.uint64]:
-        """uint64[n]: bits of frames that are heads of user pages, for each word."""
-        blocks, back = np.unique(index // _BLOCK_WORDS, return_inverse=True)
-        user = self.frames.rows(blocks) >= 0
-        user[self.frames.huge[blocks], 1:] = False
-        packed = np.packbits(user, axis=1, bitorder="little").view(np.uint64)
-        return packed[back.reshape(-1), index % _BLOCK_WORDS]
-
-    def _settle(self, index: Indexes, now: float) -> None:
-        """Draw for every idle bit of some words whether its page was accessed since it was
-        marked, clear those that were, and let the others' wait begin anew."""
-        live = index[self._idle[index] != 0]
-        for part in range(0, len(live), 2048):
-            words = live[part : part + 2048]
-            bits = np.unpackbits(
-                self._idle[words].view(np.uint8).reshape(-1, 8), axis=1, bitorder="little"
-            )
-            row, bit = np.nonzero(bits)
-            blocks = words[row] // _BLOCK_WORDS
-            offset = words[row] % _BLOCK_WORDS * IDLE_WORD_FRAMES + bit
-            expected = self._expected(blocks, offset, self._marked[words][row], now)
-            idle = self._rng.random(len(row), np.float32) < np.exp(-expected)
-            bits[row, bit] = idle
-            self._idle[words] = np.packbits(bits, axis=1, bitorder="little").view(np.uint64)[:, 0]
-            self._marked[words] = now
 
     def _expected(
         self, blocks: Blocks, offset: NDArray[np.int64], since: Times, now: float
@@ -316,9 +239,18 @@ class Machine:
     def _refusals(self, ids: Ids, options: MoveOption) -> Iterator[tuple[int, NDArray[np.bool_]]]:
         """errno and the pages that refuse for it: a fixed part of all pages for each cause."""
         fails = self._failures
-        yield errno.EBUSY, self._rng.random(len(ids)) < fails.busy
+        now = self._rng.random(len(ids))
+        yield errno.EBUSY, now < fails.busy
+        yield errno.EAGAIN, (now >= fails.busy) & (now < fails.busy + fails.again)
         draw = (ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) / 2.0**64
-        causes = [(errno.EBUSY, fails.pinned), (errno.EFAULT, fails.vma)]
+        causes = [
+            (errno.EBUSY, fails.pinned),
+            (errno.EFAULT, fails.vma),
+            (errno.EMLINK, fails.mappings),
+            (errno.EOPNOTSUPP, fails.kind),
+        ]
+        if MoveOption.UNMAPPED not in options:
+            causes.append((errno.ENODATA, fails.unmapped))
         if MoveOption.SHARED not in options:
             causes.append((errno.EPERM, fails.shared))
         if MoveOption.MEMPOLICY in options:
@@ -369,8 +301,8 @@ class Machine:
             self._account(ids, heads[mine], node)
             self.frames.put(heads[mine], np.full(len(mine), FREE, np.int64))
             self.frames.put(free, ids)
-            self._forget(heads[mine])
-            self._forget(free)
+            self.idle.forget(heads[mine])
+            self.idle.forget(free)
             status[mine] = node
             new[mine] = free
 
@@ -394,8 +326,8 @@ class Machine:
             old = self.frames.locate(head)
             self.frames.clear(old)
             self.frames.fill(free, int(ids[0]), np.ones(1, np.bool_))
-            self._forget_blocks(old)
-            self._forget_blocks(free)
+            self.idle.forget_blocks(old)
+            self.idle.forget_blocks(free)
             status[entry] = node
             new[entry] = self.frames.start_of(free)[0]
 
@@ -409,17 +341,6 @@ class Machine:
                 count = int(np.count_nonzero((owner == index) & (left == source))) * pages
                 resident[source] = resident.get(source, 0) - count
                 resident[node] = resident.get(node, 0) + count
-
-    def _forget(self, pfn: Pfns) -> None:
-        """Idle bits do not move with a page here, and a free frame has none."""
-        word = self.frames.locate(pfn) * _BLOCK_WORDS + (
-            pfn.astype(np.int64) // IDLE_WORD_FRAMES % _BLOCK_WORDS
-        )
-        bit = np.left_shift(np.uint64(1), pfn % np.uint64(IDLE_WORD_FRAMES))
-        np.bitwise_and.at(self._idle, word, ~bit)
-
-    def _forget_blocks(self, blocks: Blocks) -> None:
-        self._idle.reshape(-1, _BLOCK_WORDS)[blocks] = 0
 
     # -- what a test or the demonstration does to the machine ------------------------------------
 
@@ -436,7 +357,7 @@ class Machine:
             blocks = self.frames.free_blocks(node.id, want)
             huge = self._rng.random(len(blocks)) < self._huge
             self.frames.fill(blocks, first, huge)
-            self._forget_blocks(blocks)
+            self.idle.forget_blocks(blocks)
             program.resident[node.id] = len(blocks) * BLOCK
             first += len(blocks) * BLOCK
             left -= len(blocks)
@@ -453,12 +374,12 @@ class Machine:
             mine = (ids >= program.first) & (ids < program.first + program.pages)
             whole: NDArray[np.bool_] = np.all(mine, axis=1)
             self.frames.clear(blocks[whole])
-            self._forget_blocks(blocks[whole])
+            self.idle.forget_blocks(blocks[whole])
             block, offset = np.nonzero(mine & ~whole[:, None])
             frames = (self.frames.start_of(blocks)[block] + offset).astype(np.uint64)
             if len(frames):
                 self.frames.put(frames, np.full(len(frames), FREE, np.int64))
-                self._forget(frames)
+                self.idle.forget(frames)
         program.resident = {}
         program.alive = False
 
@@ -486,11 +407,6 @@ class Machine:
                 total[node] += float(self._accesses(ids, None, now).sum())
         everything = sum(total.values()) or 1.0
         return {node: value / everything for node, value in total.items()}
-
-
-def _bits(words: NDArray[np.uint64]) -> int:
-    """How many bits are set. (numpy.bitwise_count needs numpy 2.)"""
-    return int(np.unpackbits(words.view(np.uint8)).sum(dtype=np.int64))
 
 
 def _nodes(specs: Sequence[NodeSpec]) -> tuple[Node, ...]:

@@ -312,26 +312,26 @@ class SimulatedHost:
     def set_idle(self, start: int, words: NDArray[np.uint64]) -> None:
         """Mark heads of user pages idle."""
         with self._kernel():
-            marked = self.machine.mark(start, words, self._clock.now())
+            marked = self.machine.idle.mark(start, words, self._clock.now())
             self._charge(self._costs.call + self._costs.mark * marked)
 
     def read_idle(self, start: int, words: NDArray[np.uint64]) -> None:
         """Read idle bits; drawing whether each marked frame was accessed since."""
         with self._kernel():
-            marked, rest = self.machine.read(start, words, self._clock.now())
+            marked, rest = self.machine.idle.read(start, words, self._clock.now())
             cost = self._costs.read * marked + self._costs.pass_over * rest
             self._charge(self._costs.call + cost)
 
     def set_idle_words(self, first: Pfns, masks: NDArray[np.uint64]) -> None:
         """Mark heads of user pages idle in single words; a call for each, as on Linux."""
         with self._kernel():
-            marked = self.machine.mark_words(first, masks, self._clock.now())
+            marked = self.machine.idle.mark_words(first, masks, self._clock.now())
             self._charge(self._costs.call * len(first) + self._costs.mark * marked)
 
     def read_idle_words(self, first: Pfns, words: NDArray[np.uint64]) -> None:
         """Read single words of idle bits; a call for each, as on Linux."""
         with self._kernel():
-            marked, rest = self.machine.read_words(first, words, self._clock.now())
+            marked, rest = self.machine.idle.read_words(first, words, self._clock.now())
             cost = self._costs.read * marked + self._costs.pass_over * rest
             self._charge(self._costs.call * len(first) + cost)
 

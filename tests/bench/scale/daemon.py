@@ -219,6 +219,7 @@ class Stages:
             moved=moved,
             fast=fast,
             bound=status.round_time,
+            estimate=status.find_time,
         )
 
 

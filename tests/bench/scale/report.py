@@ -85,8 +85,8 @@ def _cost(rows: Sequence[dict[str, Any]]) -> str:
 def _find(rows: Sequence[dict[str, Any]], most: int) -> str:
     lines = [
         "| memory of the host | CPU share | first seen | 90 % known for hot"
-        " | 90 % in fast memory | a round takes |",
-        "|---|---|---|---|---|---|",
+        " | 90 % in fast memory | a round takes | time to find as exported |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         for told in row.get("found", []):
@@ -94,7 +94,7 @@ def _find(rows: Sequence[dict[str, Any]], most: int) -> str:
             cells += [_seconds(told[key], most) for key in ("seen", "hot", "moved")]
             if told["moved"] is None:
                 cells[-1] += f" ({told['fast']:.0%})"
-            cells.append(f"{told['bound']:.0f} s")
+            cells += [f"{told['bound']:.0f} s", f"{told['estimate']:.0f} s"]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
