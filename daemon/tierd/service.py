@@ -26,6 +26,7 @@ from types import FrameType
 from typing import Any, Final
 
 from tierd import __version__, assembly, control, recorder, state
+from tierd.announce import say_loaded, say_rejected
 from tierd.assembly import Foundation, Refused
 from tierd.config import Config, ConfigError, Loaded, Use
 from tierd.control import ControlError, Request, Verb
@@ -40,7 +41,7 @@ from tierd.recorder import Recorder
 from tierd.state import Reload, State
 from tierd.topology import TopologyError
 from tierd.trace import TraceError
-from tierd.worker import Stopping, Worker, say_loaded, say_rejected
+from tierd.worker import Stopping, Worker
 
 OK: Final = 0
 FAILURE: Final = 1

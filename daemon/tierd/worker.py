@@ -19,8 +19,9 @@ from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from tierd import assembly
+from tierd.announce import say_loaded, say_rejected
 from tierd.assembly import Foundation, Refused
-from tierd.config import ConfigError, Loaded, OnConflict, Problem, Trace
+from tierd.config import ConfigError, Loaded, OnConflict, Trace
 from tierd.engine import CycleReport, Engine
 from tierd.host import ForeignTierer, Host
 from tierd.host.linux import Allocator
@@ -478,41 +479,3 @@ def _origin(error: BaseException) -> str:
         return "?"
     code = trace.tb_frame.f_code
     return f"{code.co_qualname}, line {trace.tb_lineno}"
-
-
-def say_loaded(loaded: Loaded) -> None:
-    """Record which policy is in force."""
-    mode = loaded.config.mode.value
-    message = "policy loaded from %s, mode %s"
-    if not loaded.files:
-        message = "no policy file, %s are in force: mode %s, nothing is moved"
-    record(
-        Event.CONFIG_LOADED,
-        logging.INFO,
-        message,
-        loaded.source,
-        mode,
-        config=loaded.source,
-        mode=mode,
-    )
-
-
-def say_rejected(problems: tuple[Problem, ...], otherwise: str, consequence: str) -> None:
-    """Record each problem of a policy, or the one that has no place in a file."""
-    for problem in problems:
-        record(
-            Event.CONFIG_REJECTED,
-            logging.ERROR,
-            "%s (%s)",
-            problem,
-            consequence,
-            file=problem.file,
-            line=problem.line or "",
-            key=problem.key,
-            reason=f"{problem.wrong}; {problem.right}",
-        )
-    if not problems:
-        message = "%s (%s)"
-        record(
-            Event.CONFIG_REJECTED, logging.ERROR, message, otherwise, consequence, reason=otherwise
-        )
