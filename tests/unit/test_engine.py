@@ -335,3 +335,31 @@ def test_explain_tells_looks_and_verdict() -> None:
     assert engine.explain(frame + 50).verdict.startswith("stays")
     assert not engine.explain(frame + 2000).known
     assert engine.explain(1).tier == ""
+
+
+class Bursts(Machine):
+    """Every tenth cycle deciding takes 0.1 s of CPU time; sampling takes all it is given."""
+
+    used = 0.0
+    waiting = 0.0
+
+    def cpu_times(self) -> CpuTimes:
+        return CpuTimes(self.used, 0.0)
+
+    def node_memory(self) -> tuple[NodeMemory, ...]:
+        self.used, self.waiting = self.used + self.waiting, 0.0
+        return super().node_memory()
+
+    def sample(self, cpu_budget: float) -> Iterator[SampleBatch]:
+        self.waiting = 0.1 if self.looks % 10 == 0 else 0.0
+        self.used += cpu_budget
+        return super().sample(cpu_budget)
+
+
+def test_the_cpu_share_holds_though_decisions_come_in_bursts() -> None:
+    machine = Bursts(frames=64)
+    engine = engine_for(machine)
+    run(engine, machine, 20)
+    begun = machine.used
+    run(engine, machine, 200)
+    assert 0.9 * 0.03 < (machine.used - begun) / 200 <= 1.02 * 0.03
