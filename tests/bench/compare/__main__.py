@@ -28,7 +28,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bench.compare", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/bench-compare"))
     parser.add_argument("--only", default="", help="ways, comma-separated")
-    parser.add_argument("--cpu", default="5%", help="tierd's share of a core for sampling")
+    parser.add_argument(
+        "--cpu",
+        default="8%,30%",
+        help="tierd's shares of a core, comma-separated; the first is held to the bars",
+    )
     parser.add_argument("--policy", default="", help="more lines for tierd's policy")
     options = parser.parse_args()
     policy = options.policy.replace("\\n", "\n")
@@ -37,7 +41,7 @@ def main() -> int:
         ways.NUMA_BALANCING,
         ways.DAMON,
         ways.DAMON_SLOW,
-        ways.tierd(options.cpu, policy),
+        *(ways.tierd(cpu, policy, also=at > 0) for at, cpu in enumerate(options.cpu.split(","))),
     )
     only = options.only.split(",") if options.only else [way.name for way in every]
     chosen = [way for way in every if way.name in only]

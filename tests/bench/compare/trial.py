@@ -25,7 +25,7 @@ HOT_MIB: Final = 48
 WATCH_MS: Final = 250
 SLICE: Final = 1.0
 """Seconds with the way held still and as long with it at work, `PAIRS` times."""
-PAIRS: Final = 10
+PAIRS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,8 +123,9 @@ tiers:
 """
 
 
-def tierd(cpu: str, more: str = "") -> Way:
-    """tierd with that share of a core for sampling, e.g. "5%"; `more`: lines of its policy."""
+def tierd(cpu: str, more: str = "", *, also: bool = False) -> Way:
+    """tierd with that share of a core for sampling, e.g. "5%"; `more`: lines of its policy.
+    `also`: beside another tierd, which has the plain name."""
 
     def start(guest: Guest) -> None:
         service = Service(guest)
@@ -136,13 +137,13 @@ def tierd(cpu: str, more: str = "") -> Way:
         return _command(f"systemctl kill --kill-whom=main --signal={signal} tierd.service")
 
     return Way(
-        "tierd",
+        f"tierd-{cpu}" if also else "tierd",
         f"tierd, defaults but for sampling: {{cpu: {cpu}}}",
         start,
         kill("STOP"),
         kill("CONT"),
         "systemctl show --property=MainPID --value tierd.service",
-        "#c1121f",
+        "#f4845f" if also else "#c1121f",
     )
 
 
