@@ -19,6 +19,11 @@ class Machine:
     slowness: float = 1.0
     """How many times longer than on machine A things may take."""
 
+    @property
+    def cxl(self) -> bool:
+        """It has a CXL Type 3 device, from whose memory no other device can read."""
+        return any("cxl-type3" in option for option in self.options)
+
 
 def _ram_nodes(latency: int, bandwidth: str, dram: str = "1G") -> tuple[str, ...]:
     """DRAM with the CPUs, and 1 GiB that the HMAT calls slower.

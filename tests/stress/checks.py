@@ -43,6 +43,17 @@ awk '/^(MemFree|Slab|KernelStack|PageTables|Percpu):/ { print $1, $2 }' /proc/me
 echo ghosts $(stress ghosts)
 """
 
+_NO_DISK = """
+mkdir -p /run/systemd/journald.conf.d
+printf '[Journal]\\nStorage=volatile\\n' > /run/systemd/journald.conf.d/volatile.conf
+systemctl restart systemd-journald
+sync
+mount -t tmpfs -o size=64M tmpfs /var/tmp
+mount -o remount,ro / || true
+"""
+"""QEMU's disk cannot read from CXL memory: a dirty page that comes to be there is never written,
+and whoever waits for it, as offlining does, waits for good."""
+
 _CYCLE = """
 for block in {blocks}; do
     state=/sys/devices/system/memory/memory$block/state
@@ -169,6 +180,8 @@ def prepare(guest: Guest, slow: int = 1) -> list[int]:
         " && echo online_movable > /sys/devices/system/memory/$b/state; done; true"
     )
     guest.run(script, timeout=200)
+    if guest.machine.cxl:
+        guest.run(_NO_DISK, timeout=60)
     return movable_blocks(guest, slow)
 
 
