@@ -58,10 +58,16 @@ _COUNTERS = (
 )
 
 
-KNOWN = re.compile(r"WARNING: .* deferred_split_folio\+")
-"""A complaint of Linux 6.12.117 that move_pages() brings about as well (`--move-pages`):
-migrate_folio_move() maps the new folio and then queues it for deferred splitting as it found the
-old one, which a munmap() or MADV_DONTNEED in between contradicts. DEBUG_VM alone warns of it."""
+KNOWN = re.compile(
+    r"WARNING: .* deferred_split_folio\+|BUG: KASAN: slab-use-after-free in page_address_in_vma\+"
+)
+"""Complaints of Linux 6.12.117 that move_pages() brings about as well (`--move-pages`).
+
+- migrate_folio_move() maps the new folio and then queues it for deferred splitting as it found the
+  old one, which a munmap() or MADV_DONTNEED in between contradicts. DEBUG_VM alone warns of it.
+- ksmd holds a page by a reference between its scan and the merge; when the page is unmapped
+  meanwhile, folio->mapping still names an anon_vma that may be gone, and write_protect_page()
+  follows it in page_address_in_vma(), outside of RCU."""
 
 
 @dataclass
