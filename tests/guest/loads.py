@@ -30,9 +30,11 @@ def binary(name: str) -> bytes:
 
 
 def install(guest: Guest) -> None:
-    """Put the programs into the guest."""
+    """Put the programs into the guest, and on its disk: a program that moves to CXL memory takes
+    the page cache of its own file along, and QEMU's disk cannot read what is dirty there."""
     for name in ("access", "hotset", "placement"):
         guest.put(f"/usr/local/bin/{name}", binary(name), 0o755)
+    guest.run("sync", timeout=120, check=True)
 
 
 @dataclass
