@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from tierd import config
-from tierd.config.models import Unit
+from tierd.config.units import Unit
 
 HEAD = r"""
 .\" SPDX-License-Identifier: Apache-2.0

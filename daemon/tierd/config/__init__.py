@@ -19,15 +19,16 @@ from tierd.config.models import (
     Movers,
     OnConflict,
     Sampling,
-    SimulatedFailures,
-    SimulatedNode,
-    Simulation,
     Sources,
     Tier,
     Trace,
     Use,
     Window,
-    Workload,
+)
+from tierd.config.schema import schema_text
+from tierd.config.show import show
+from tierd.config.simulation import SimulatedFailures, SimulatedNode, Simulation, Workload
+from tierd.config.units import (
     format_duration,
     format_limit,
     format_rate,
@@ -39,8 +40,6 @@ from tierd.config.models import (
     parse_ratio,
     parse_size,
 )
-from tierd.config.schema import schema_text
-from tierd.config.show import show
 
 __all__ = [
     "DEFAULTS",

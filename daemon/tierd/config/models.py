@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The policy file: frozen models, units, and what each key means.
+"""The policy file: frozen models, and what each key means.
 
 The descriptions here are the source of the JSON schema and of the reference manual.
 """
@@ -7,170 +7,28 @@ The descriptions here are the source of the JSON schema and of the reference man
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    Strict,
-    WithJsonSchema,
-    model_validator,
+from pydantic import Field, Strict, model_validator
+
+from tierd.config.simulation import Simulation
+from tierd.config.units import (
+    Count,
+    Duration,
+    Flag,
+    Limit,
+    Model,
+    Number,
+    Rate,
+    Ratio,
+    Size,
+    format_duration,
+    format_ratio,
+    format_size,
+    parse_listen,
+    problem,
 )
-from pydantic_core import PydanticCustomError
-
-_BYTES: Final = {
-    "B": 1,
-    "KiB": 2**10,
-    "MiB": 2**20,
-    "GiB": 2**30,
-    "TiB": 2**40,
-}
-MOST_BYTES: Final = 2**60
-"""More than any machine has (x86-64 addresses 2**52), and far from what 64 bits can count."""
-
-_SECONDS: Final = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
-
-_SIZE_PATTERN: Final = r"^[0-9]+(\.[0-9]+)?(B|KiB|MiB|GiB|TiB)$"
-_RATE_PATTERN: Final = r"^[0-9]+(\.[0-9]+)?(B|KiB|MiB|GiB|TiB)/s$"
-_DURATION_PATTERN: Final = r"^[0-9]+(\.[0-9]+)?(ms|s|min|h)$"
-_RATIO_PATTERN: Final = r"^[0-9]+(\.[0-9]+)?%$"
-_LIMIT_PATTERN: Final = r"^(off|[0-9]+(\.[0-9]+)?%)$"
-
-
-class _TooLarge(ValueError):
-    """A size that no machine has."""
-
-
-def parse_size(value: object) -> int:
-    """Bytes of "4GiB". Only binary units: a size says its unit, always."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(B|KiB|MiB|GiB|TiB)", str(value).strip())
-    if isinstance(value, bool) or not match:
-        raise ValueError("expected a size with its unit, such as 512MiB or 4GiB")
-    size = float(match[1]) * _BYTES[match[2]]
-    if size > MOST_BYTES:
-        raise _TooLarge(f"expected at most {format_size(MOST_BYTES)}")
-    return round(size)
-
-
-def parse_rate(value: object) -> int:
-    """Bytes per second of "200MiB/s"."""
-    text = str(value).strip()
-    try:
-        if text.endswith("/s"):
-            return parse_size(text[:-2])
-    except _TooLarge as error:
-        raise ValueError(f"{error}/s") from None
-    except ValueError:
-        pass
-    raise ValueError("expected a rate with its unit, such as 200MiB/s")
-
-
-def parse_duration(value: object) -> float:
-    """Seconds of "1s", "200ms", "5min" or "2h"."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(ms|s|min|h)", str(value).strip())
-    if isinstance(value, bool) or not match:
-        raise ValueError("expected a duration with its unit, such as 1s, 200ms or 5min")
-    return float(match[1]) * _SECONDS[match[2]]
-
-
-def parse_limit(value: object) -> float:
-    """Ratio of "10%", infinity of "off"."""
-    if str(value).strip() == "off":
-        return math.inf
-    try:
-        return parse_ratio(value)
-    except ValueError as error:
-        raise ValueError(f"{error}, or off") from None
-
-
-def parse_ratio(value: object) -> float:
-    """Ratio 0..1 of "3%"."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)%", str(value).strip())
-    if isinstance(value, bool) or not match:
-        raise ValueError("expected a share in percent, such as 3%")
-    ratio = float(match[1]) / 100
-    if ratio > 1:
-        raise ValueError("expected a share of at most 100%")
-    return ratio
-
-
-def format_size(value: float) -> str:
-    """The shortest exact "4GiB" of bytes."""
-    for unit, factor in reversed(_BYTES.items()):
-        if value and value % factor == 0:
-            return f"{round(value / factor)}{unit}"
-    return f"{round(value)}B"
-
-
-def format_rate(value: float) -> str:
-    """The shortest exact "200MiB/s" of bytes per second."""
-    return format_size(value) + "/s"
-
-
-def format_duration(value: float) -> str:
-    """ "200ms", "1s" or "1.5s" of seconds."""
-    for unit, factor in (("h", 3600.0), ("min", 60.0), ("s", 1.0)):
-        if value and value % factor == 0:
-            return f"{round(value / factor)}{unit}"
-    return f"{value * 1000:g}ms" if value < 1 else f"{value:g}s"
-
-
-def format_ratio(value: float) -> str:
-    """ "3%" of a ratio 0..1."""
-    return f"{value * 100:g}%"
-
-
-def format_limit(value: float) -> str:
-    """ "10%" of a ratio, "off" of infinity."""
-    return "off" if math.isinf(value) else format_ratio(value)
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """Marks a field whose text carries a unit; how its value is written back."""
-
-    format: Callable[[float], str]
-
-
-def _unit(parse: Any, unit: Callable[[float], str], pattern: str, example: str) -> tuple[Any, ...]:
-    schema = {"type": "string", "pattern": pattern, "examples": [example]}
-    return BeforeValidator(parse), WithJsonSchema(schema), Unit(unit)
-
-
-Size = Annotated[int, *_unit(parse_size, format_size, _SIZE_PATTERN, "4GiB")]
-Rate = Annotated[int, *_unit(parse_rate, format_rate, _RATE_PATTERN, "200MiB/s")]
-Duration = Annotated[float, *_unit(parse_duration, format_duration, _DURATION_PATTERN, "1s")]
-Ratio = Annotated[float, *_unit(parse_ratio, format_ratio, _RATIO_PATTERN, "3%")]
-Limit = Annotated[float, *_unit(parse_limit, format_limit, _LIMIT_PATTERN, "10%")]
-
-# Not lax: pydantic would take the text "off" for false and "010" for 10.
-Flag = Annotated[bool, Strict()]
-Count = Annotated[int, Strict()]
-Number = Annotated[float, Strict()]
-
-
-def parse_listen(text: str) -> tuple[str, int]:
-    """Host and port of "127.0.0.1:9709" or "[::1]:9709". Raises ValueError."""
-    host, colon, port = text.rpartition(":")
-    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    bare_v6 = ":" in host and not text.startswith("[")
-    if not colon or not host or bare_v6 or not port.isascii() or not port.isdigit():
-        raise ValueError("expected an address and a port, such as 127.0.0.1:9709 or [::1]:9709")
-    if int(port) > 65535:
-        raise ValueError("expected a port of at most 65535")
-    return host, int(port)
-
-
-def problem(keys: tuple[str | int, ...], wrong: str, right: str) -> PydanticCustomError:
-    """An error of meaning, at `keys` below the model that raises it."""
-    context = {"keys": keys, "wrong": wrong, "right": right}
-    return PydanticCustomError("tierd", "{wrong}; {right}", context)
 
 
 class Mode(StrEnum):
@@ -189,12 +47,6 @@ class Use(StrEnum):
 class OnConflict(StrEnum):
     WARN = "warn"
     REFUSE = "refuse"
-
-
-class Model(BaseModel):
-    """Base of all models: frozen, unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 NodeId = Annotated[int, Strict(), Field(ge=0)]
@@ -410,104 +262,6 @@ class Trace(Model):
     def _absolute(self) -> Self:
         if self.directory is not None and not self.directory.startswith("/"):
             raise problem(("directory",), "not an absolute path", "such as /var/lib/tierd")
-        return self
-
-
-class Workload(Model):
-    """One simulated program."""
-
-    kind: Literal["zipf", "phase", "hotset", "shift", "permutation", "scan", "uniform"]
-    """How it accesses its memory."""
-    size: Size
-    """How much memory it has."""
-    hot: Size | None = None
-    """Size of its hot part (hotset, phase, shift), or of each region (permutation)."""
-    skew: Number = Field(default=0.99, gt=0, le=3)
-    """Exponent (zipf, permutation)."""
-    period: Duration = 60.0
-    """Seconds between phase changes (phase, shift, permutation)."""
-    shift: Ratio = 0.25
-    """Part of the hot part that is replaced at each change (shift)."""
-    programs: Count = Field(default=1, ge=1, le=1000)
-    """So many programs alike, each of that size and in a cgroup of its own below `cgroup`."""
-    lifetime: Duration | None = None
-    """How long a program runs before another like it takes its memory; by default for ever."""
-    accesses: Number = Field(default=50e6, gt=0)
-    """Accesses per second."""
-    cgroup: str = ""
-    """Path of its cgroup."""
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.hot is not None and self.hot > self.size:
-            raise problem(("hot",), "above size", f"at most {format_size(self.size)}")
-        return self
-
-
-class SimulatedNode(Model):
-    id: Count = Field(ge=0, le=1023)
-    """NUMA node number."""
-    size: Size
-    """Memory on the node."""
-    cpus: Count = Field(default=0, ge=0)
-    """CPUs on the node."""
-    latency: Duration = 1e-7
-    """Access latency."""
-
-
-class SimulatedFailures(Model):
-    """Shares of the pages that refuse to move, by the errno that the kernel gives; always the
-    same pages, but for EAGAIN."""
-
-    EBUSY: Ratio = 0.0
-    """Pinned."""
-    EAGAIN: Ratio = 0.0
-    """Busy just now; other pages each time."""
-    EPERM: Ratio = 0.0
-    """Mapped by several processes, where the caller does not ask for such."""
-    EXDEV: Ratio = 0.0
-    """Forbidden by a memory policy, where the caller asks for that."""
-    EFAULT: Ratio = 0.0
-    """In memory that must not move, such as a device's."""
-    EMLINK: Ratio = 0.0
-    """Mapped too often to be judged."""
-    ENODATA: Ratio = 0.0
-    """Page cache that nobody maps, where the caller does not ask for such."""
-    EOPNOTSUPP: Ratio = 0.0
-    """Of a kind that cannot be migrated."""
-
-    @model_validator(mode="after")
-    def _in_all(self) -> Self:
-        if sum(float(share) for _, share in self) - self.EAGAIN > 1:
-            raise problem((), "more than all pages", "at most 100% in all, EAGAIN apart")
-        return self
-
-
-class Simulation(Model):
-    """The machine that `tierd simulate` runs on."""
-
-    nodes: tuple[SimulatedNode, ...] = Field(min_length=1)
-    """Nodes of the simulated host."""
-    workloads: tuple[Workload, ...] = ()
-    """Programs that run on it."""
-    huge: Ratio = 0.25
-    """Share of the programs' 2 MiB blocks that are one huge page."""
-    failures: SimulatedFailures = SimulatedFailures()
-    """Pages that refuse to move."""
-    seed: Count = 1
-    """Seed of everything random."""
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        seen: set[int] = set()
-        for index, node in enumerate(self.nodes):
-            if node.id in seen:
-                raise problem(("nodes", index, "id"), "given twice", "each node once")
-            seen.add(node.id)
-        room = sum(node.size for node in self.nodes)
-        if sum(work.size * work.programs for work in self.workloads) > room:
-            right = f"at most {format_size(room)} in all, the size of the nodes"
-            raise problem(("workloads",), "larger than the machine", right)
         return self
 
 

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from tierd.config.document import Path_
 from tierd.config.load import Loaded
-from tierd.config.models import Unit
+from tierd.config.units import Unit
 
 _COLUMN = 44
 """Where the comments begin."""
