@@ -24,6 +24,14 @@ RECOVERY: Final = 1.25
 BURST: Final = 1.0
 """Seconds' worth of its rate that a bucket holds."""
 
+OTHERS_SHARE: Final = 0.75
+"""Of the CPU share: so much of a cycle's at most goes to decisions, reports and whoever asks for
+them, so that sampling does not starve."""
+
+MOST_OWED: Final = 60.0
+"""Cycles' worth of the CPU share that decisions and reports may owe; beyond that the share is
+exceeded."""
+
 
 class TokenBucket:
     """At most `rate` per second in the long run and `burst` at once."""
@@ -212,7 +220,7 @@ class Allowance:
 
 
 class Budget:
-    """The rate limits of both directions and the CPU share of sampling."""
+    """The rate limits of both directions, and the CPU share of all but moves."""
 
     def __init__(self, promote: int, demote: int, cpu: float, interval: float, now: float) -> None:
         """promote, demote: bytes/s. cpu: CPU seconds per second. interval: seconds."""
@@ -220,6 +228,11 @@ class Budget:
         self._promote = TokenBucket(promote, promote * burst, now)
         self._demote = TokenBucket(demote, demote * burst, now)
         self._cpu = TokenBucket(cpu, cpu * 2 * interval, now)
+        self._part = cpu * interval
+        """CPU seconds that the share is in one cycle."""
+        self._payable = 0.0
+        """Of that, what overhead may still take in this cycle."""
+        self._owed = 0.0
         self._back_off = BackOff()
 
     def limit(self, promote: int, demote: int, cpu: float, interval: float) -> None:
@@ -228,6 +241,7 @@ class Budget:
         self._promote.limit(promote, promote * burst)
         self._demote.limit(demote, demote * burst)
         self._cpu.limit(cpu, cpu * 2 * interval)
+        self._part = cpu * interval
 
     def begin(
         self, now: float, pressure: Mapping[str, float], most: Mapping[str, float]
@@ -237,6 +251,7 @@ class Budget:
         self._promote.refill(now, share)
         self._demote.refill(now, share)
         self._cpu.refill(now)
+        self._payable = OTHERS_SHARE * self._part
         return Allowance(
             promote=max(int(min(self._promote.tokens, self._promote.burst * share)), 0),
             demote=max(int(min(self._demote.tokens, self._demote.burst * share)), 0),
@@ -256,6 +271,16 @@ class Budget:
         self._promote.spend(promoted)
         self._demote.spend(demoted)
         self._cpu.spend(cpu)
+
+    def overhead(self, cpu: float) -> None:
+        """CPU seconds of what is neither sampling nor moving. They come out of the same share, but
+        leave a part of it to sampling in every cycle: what is too much for one is paid in the
+        next ones."""
+        self._owed = min(self._owed + cpu, MOST_OWED * self._part)
+        paid = min(self._owed, self._payable)
+        self._owed -= paid
+        self._payable -= paid
+        self._cpu.spend(paid)
 
     @property
     def tokens(self) -> Sequence[int]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Budgets bind, moves are remembered, classes that undo their promotions stop and restart."""
+"""Budgets bind, classes that undo their promotions stop and restart."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tierd.governor import (
+    MOST_OWED,
+    OTHERS_SHARE,
     PIECES_LEAST,
     PRESSURE_FLOOR,
     BackOff,
@@ -174,3 +176,34 @@ def test_large_folios_get_as_much_as_came_of_the_last_attempts() -> None:
     assert pieces.frames([0, 1])[0] == PIECES_LEAST
     pieces.learn(target, pages, np.ones(4, bool), np.zeros(4, bool))
     assert pieces.frames([0])[0] == 4 * PIECES_LEAST
+
+
+def test_overhead_beyond_its_part_of_a_cycle_is_paid_in_the_next_ones() -> None:
+    budget = Budget(1, 1, cpu=0.04, interval=1.0, now=0.0)
+    left = []
+    for cycle in range(1, 6):
+        budget.begin(float(cycle), {}, {})
+        before = budget.cpu
+        if cycle == 1:
+            budget.overhead(0.08)
+        budget.overhead(0.0)
+        left.append(before - budget.cpu)
+        budget.spent(0, 0, budget.cpu)
+    # Three quarters of a cycle's 40 ms at most: a quarter is left to sampling in every cycle.
+    assert left == pytest.approx([0.03, 0.03, 0.02, 0.0, 0.0])
+
+
+def test_overhead_that_never_ends_is_forgiven_beyond_a_bound() -> None:
+    budget = Budget(1, 1, cpu=0.04, interval=1.0, now=0.0)
+    for cycle in range(1, 1000):
+        budget.begin(float(cycle), {}, {})
+        budget.overhead(1.0)
+    paying = 0
+    while True:
+        paying += 1
+        budget.begin(1000.0 + paying, {}, {})
+        before = budget.cpu
+        budget.overhead(0.0)
+        if budget.cpu == before:
+            break
+    assert paying == pytest.approx(MOST_OWED / OTHERS_SHARE, abs=2)

@@ -42,14 +42,6 @@ SEARCH_PART: Final = 0.1
 FRAME_SECONDS: Final = 1e-9
 """CPU time of a search per frame that it reads, about."""
 
-OTHERS_SHARE: Final = 0.75
-"""Of the CPU share: so much of a cycle's at most goes to decisions, reports and whoever asks for
-them, so that sampling does not starve."""
-
-MOST_OWED: Final = 60.0
-"""Cycles' worth of the CPU share that decisions and reports may owe; beyond that the share is
-exceeded."""
-
 LEAST_SCAN: Final = 1 << 20
 """Frames (4 GiB) that a search reads whatever the CPU share."""
 
@@ -105,8 +97,6 @@ class Engine:
         self._changes = [Changes() for _ in topology.tiers[1:]]
         self._cold_evidence = False
         self._number = 0
-        self._payable = 0.0
-        self._owed = 0.0
         self._since: CpuTimes | None = None
         """The process's CPU time at the end of the last cycle."""
         self.watcher: Watcher | None = None
@@ -129,8 +119,8 @@ class Engine:
         now.rate[Direction.PROMOTE] = allowance.promote_rate
         now.rate[Direction.DEMOTE] = allowance.demote_rate
         at = host.cpu_times()
-        self._payable = self._config.sampling.cpu * self._config.interval * OTHERS_SHARE
-        self._pay(at - self._since if self._since else CpuTimes(0.0, 0.0))
+        if self._since is not None:
+            self._budget.overhead((at - self._since).total)
         if self.watcher is not None:
             self.watcher.begin(now.started, pressure)
         self._look(tally)
@@ -153,7 +143,7 @@ class Engine:
         if self.watcher is not None:
             self.watcher.end([each.status() for each in self._samplers])
         self._since = self._clock(tally, "move", at)
-        self._pay(tally.cpu["heat"], tally.cpu["plan"])
+        self._budget.overhead(tally.cpu["heat"].total + tally.cpu["plan"].total)
         return self._report(tally, now)
 
     def reconfigure(self, config: Config) -> None:
@@ -205,16 +195,6 @@ class Engine:
                     self.watcher.saw(batch)
             self._budget.spent(0, 0, (self._host.cpu_times() - before).total)
             tally.sampled(sampler.status(), seen, lost)
-
-    def _pay(self, *used: CpuTimes) -> None:
-        """Take what is neither sampling nor moving out of the same CPU share, but leave a part
-        of it to sampling in every cycle: what is too much for one is paid in the next ones."""
-        most = MOST_OWED * self._config.sampling.cpu * self._config.interval
-        self._owed = min(self._owed + sum(times.total for times in used), most)
-        paid = min(self._owed, self._payable)
-        self._owed -= paid
-        self._payable -= paid
-        self._budget.spent(0, 0, paid)
 
     def _clock(self, tally: Tally, phase: str, since: CpuTimes) -> CpuTimes:
         now = self._host.cpu_times()
