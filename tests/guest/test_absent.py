@@ -9,20 +9,13 @@ import pytest
 
 from guest import loads
 from guest.service import Service, traced_calls
+from guest.tiering import TIERS
 from rig import Guest
 from tierd.journal import Event
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(1500)]
 
-POLICY = """\
-version: 1
-mode: tier
-tiers:
-  - {name: dram, nodes: [0]}
-  - {name: cxl, nodes: [1]}
-sampling:
-  cpu: 40%
-"""
+POLICY = TIERS + "sampling: {cpu: 40%}\n"
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,7 @@ import pytest
 
 from guest import loads
 from guest.service import Service
-from guest.test_loads import Watch
-from guest.test_tiering import POLICY
+from guest.tiering import POLICY, Watch
 from rig import Guest
 
 pytestmark = [pytest.mark.guest, pytest.mark.machine("B"), pytest.mark.timeout(1500)]

@@ -10,16 +10,14 @@ guest's seconds say little.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from statistics import fmean
+from collections.abc import Iterator
 
 import pytest
 
 from guest import loads
-from guest.loads import MIB, PAGE
+from guest.loads import MIB
 from guest.service import Service
-from guest.test_tiering import POLICY, free_mib, vmstat
+from guest.tiering import POLICY, Watch, free_mib, tidy
 from rig import Guest
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(1500)]
@@ -42,58 +40,8 @@ def shared(guest: Guest) -> Service:
 
 @pytest.fixture
 def service(shared: Service) -> Iterator[Service]:
-    """tierd stopped, with the policy of these tests, no loads and clean caches."""
-    shared.policy(POLICY)
-    yield shared
-    shared.systemctl("stop", check=False)
-    shared.guest.run("systemctl stop 'load-*.service'", timeout=120, check=False)
-    shared.guest.run("sync; echo 3 > /proc/sys/vm/drop_caches", timeout=120, check=False)
-
-
-@dataclass
-class Watch:
-    """Follows loads over tierd's cycles. `moved` are bytes since the watch began."""
-
-    guest: Guest
-    service: Service
-    began: int = field(init=False)
-    first_cycle: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        """Count moves and cycles from here."""
-        self.began = vmstat(self.guest, "pgmigrate_success")
-        self.first_cycle = self.service.cycles()
-
-    @property
-    def moved(self) -> int:
-        return (vmstat(self.guest, "pgmigrate_success") - self.began) * PAGE
-
-    @property
-    def cycles(self) -> int:
-        return self.service.cycles() - self.first_cycle
-
-    def until(self, reached: Callable[[], float], share: float, limit: int) -> int:
-        """Cycles that have ended when `reached()` is at least `share`; fails past the limit.
-        Cycles that end during the test's own look are counted."""
-        while True:
-            value = reached()
-            cycle = self.cycles
-            if value >= share and cycle <= limit:
-                return cycle
-            assert cycle <= limit, f"{value:.1%} after {cycle} cycles"
-            time.sleep(0.4)  # each look takes a good part of an emulated core away from tierd
-
-    def over(self, reached: Callable[[], float], cycles: int) -> tuple[float, float]:
-        """Mean and least of `reached()` over that many cycles."""
-        until = self.cycles + cycles
-        seen = [reached()]
-        while self.cycles < until:
-            time.sleep(0.4)
-            seen.append(reached())
-        return fmean(seen), min(seen)
+    with tidy(shared):
+        yield shared
 
 
 def test_gups_with_a_shift(guest: Guest, service: Service) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from guest import loads
 from guest.service import Service, traced_calls
+from guest.tiering import TIERS
 from rig import Guest
 from tierd.journal import Event
 
@@ -25,15 +26,7 @@ ABSENT = {
 }
 """What this kernel lacks, and the file that shows it."""
 
-POLICY = """\
-version: 1
-mode: tier
-tiers:
-  - {name: dram, nodes: [0]}
-  - {name: cxl, nodes: [1]}
-sampling:
-  cpu: 40%
-"""
+POLICY = TIERS + "sampling: {cpu: 40%}\n"
 
 
 @pytest.fixture(scope="module")
@@ -122,16 +115,16 @@ def test_runs_and_says_what_is_missing_once(stock: Service) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "key"),
+    ("name", "rule"),
     [
         ("move_phys_pages", "migration: {movers: {move_phys_pages: required}}\n"),
-        ("page_idle", "  sources: {page_idle: required}\n"),
+        ("page_idle", "sampling: {sources: {page_idle: required}}\n"),
     ],
     ids=["mover", "source"],
 )
-def test_required_is_an_error(stock: Service, name: str, key: str) -> None:
+def test_required_is_an_error(stock: Service, name: str, rule: str) -> None:
     guest = stock.guest
-    stock.policy(POLICY + key)
+    stock.policy(TIERS + rule)
     since = stock.cursor()
     assert stock.systemctl("start", check=False) != 0
     shown = guest.run("systemctl show --value -p ExecMainStatus tierd.service", check=True)

@@ -7,27 +7,18 @@ kernel by the test itself; tierd's own numbers are then held against that.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
 from guest import loads
 from guest.loads import MIB, PAGE, Load
 from guest.service import Service
+from guest.tiering import POLICY, TooManyCycles, cycles_until, free_mib, tidy, vmstat
 from rig import Guest
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(1500)]
-
-POLICY = """\
-version: 1
-mode: tier
-tiers:
-  - {name: dram, nodes: [0]}
-  - {name: cxl, nodes: [1]}
-sampling:
-  cpu: 80%             # an emulated core is some fifty times slower than a real one
-"""
 
 
 @pytest.fixture(scope="module")
@@ -38,41 +29,13 @@ def shared(guest: Guest) -> Service:
 
 @pytest.fixture
 def service(shared: Service) -> Iterator[Service]:
-    """tierd stopped, with the policy of these tests, no loads and clean caches."""
-    shared.policy(POLICY)
-    yield shared
-    shared.systemctl("stop", check=False)
-    shared.guest.run("systemctl stop 'load-*.service'", timeout=120, check=False)
-    shared.guest.run("sync; echo 3 > /proc/sys/vm/drop_caches", timeout=120, check=False)
+    with tidy(shared):
+        yield shared
 
 
-def vmstat(guest: Guest, name: str) -> int:
-    lines = guest.run(f"grep '^{name} ' /proc/vmstat", check=True).stdout.split()
-    return int(lines[1])
-
-
-def free_mib(guest: Guest, node: int) -> int:
-    path = f"/sys/devices/system/node/node{node}/meminfo"
-    return int(guest.run(f"grep MemFree {path}", check=True).stdout.split()[3]) // 1024
-
-
-class TooManyCycles(AssertionError):
-    """The bar on cycles was missed."""
-
-
-def cycles_until(
-    service: Service, load: Load, node: int, share: float, limit: int, since: int = 0
-) -> int:
-    """Cycles that have ended since the count was `since` when that share of the hot set is on
-    the node; fails past the limit. Cycles that end during the test's own look are counted."""
-    while True:
-        reached = load.share(node, hot=True)
-        cycle = service.cycles() - since
-        if reached >= share and cycle <= limit:
-            return cycle
-        if cycle > limit:
-            raise TooManyCycles(f"{reached:.1%} of the hot set there after {cycle} cycles")
-        time.sleep(0.4)  # each look takes a good part of an emulated core away from tierd
+def hot_on(load: Load, node: int) -> Callable[[], float]:
+    """Share of its hot set on that node."""
+    return partial(load.share, node, hot=True)
 
 
 def test_hot_pages_come_and_follow(guest: Guest, service: Service) -> None:
@@ -97,10 +60,10 @@ def _come_and_follow(guest: Guest, service: Service) -> None:
     before = vmstat(guest, "pgmigrate_success")
 
     service.start()
-    first = cycles_until(service, load, 0, 0.95, 10)
+    first = cycles_until(service, hot_on(load, 0), 0.95, 10)
     before_shift = service.cycles()
     load.shift()
-    second = cycles_until(service, load, 0, 0.95, 5, before_shift)
+    second = cycles_until(service, hot_on(load, 0), 0.95, 5, before_shift)
 
     service.wait_cycles(3)
     moved = (vmstat(guest, "pgmigrate_success") - before) * PAGE
@@ -121,7 +84,7 @@ def test_cold_memory_makes_room(guest: Guest, service: Service) -> None:
     kills = vmstat(guest, "oom_kill")
 
     service.start()
-    cycles_until(service, load, 0, 0.95, 40)
+    cycles_until(service, hot_on(load, 0), 0.95, 40)
 
     assert cold.share(1) * cold.size >= 32 * MIB
     assert vmstat(guest, "oom_kill") == kills
@@ -152,7 +115,7 @@ def test_isolation(guest: Guest, service: Service, precheck: str) -> None:
     assert cold.share(0) > 0.9, cold.placement()
 
     service.start()
-    cycles_until(service, free, 0, 0.95, 40)
+    cycles_until(service, hot_on(free, 0), 0.95, 40)
     scrape = service.wait_cycles(6)
 
     for reason, load in stay.items():
@@ -186,7 +149,7 @@ def test_counters_agree_with_the_kernel(boot: Callable[..., Guest]) -> None:
     )
     try:
         service.start()
-        cycles_until(service, load, 0, 0.95, 20)
+        cycles_until(service, hot_on(load, 0), 0.95, 20)
         service.guest.run("tierctl pause", timeout=60, check=True)
         scrape = service.wait_cycles(2)
         events = guest.run(f"grep -h mm_migrate_pages: {trace}/trace", check=True).stdout

@@ -9,23 +9,14 @@ from typing import Any
 
 import pytest
 
-from guest import loads
+from guest import loads, tiering
 from guest.loads import MIB
 from guest.service import Service
 from rig import Guest
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(1500)]
 
-POLICY = """\
-version: 1
-mode: tier
-tiers:
-  - {name: dram, nodes: [0]}
-  - {name: cxl, nodes: [1]}
-sampling: {cpu: 80%}
-classes:
-  - {match: system.slice/load-hot.service}
-"""
+POLICY = tiering.POLICY + "classes:\n  - {match: system.slice/load-hot.service}\n"
 HOT = 48
 CYCLES = 30
 """Of a recording: on a slow host the first ones see little."""
