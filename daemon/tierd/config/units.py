@@ -123,19 +123,27 @@ def format_limit(value: float) -> str:
 class Unit:
     """Marks a field whose text carries a unit; how its value is written back."""
 
-    format: Callable[[float], str]
+    format: Callable[[Any], str]
 
 
-def _unit(parse: Any, unit: Callable[[float], str], pattern: str, example: str) -> tuple[Any, ...]:
-    schema = {"type": "string", "pattern": pattern, "examples": [example]}
+def _schema(pattern: str, example: str) -> dict[str, Any]:
+    return {"type": "string", "pattern": pattern, "examples": [example]}
+
+
+def _unit(parse: Any, unit: Callable[[float], str], schema: dict[str, Any]) -> tuple[Any, ...]:
     return BeforeValidator(parse), WithJsonSchema(schema), Unit(unit)
 
 
-Size = Annotated[int, *_unit(parse_size, format_size, _SIZE_PATTERN, "4GiB")]
-Rate = Annotated[int, *_unit(parse_rate, format_rate, _RATE_PATTERN, "200MiB/s")]
-Duration = Annotated[float, *_unit(parse_duration, format_duration, _DURATION_PATTERN, "1s")]
-Ratio = Annotated[float, *_unit(parse_ratio, format_ratio, _RATIO_PATTERN, "3%")]
-Limit = Annotated[float, *_unit(parse_limit, format_limit, _LIMIT_PATTERN, "10%")]
+SIZE_SCHEMA: Final = _schema(_SIZE_PATTERN, "4GiB")
+RATIO_SCHEMA: Final = _schema(_RATIO_PATTERN, "3%")
+
+Size = Annotated[int, *_unit(parse_size, format_size, SIZE_SCHEMA)]
+Rate = Annotated[int, *_unit(parse_rate, format_rate, _schema(_RATE_PATTERN, "200MiB/s"))]
+Duration = Annotated[
+    float, *_unit(parse_duration, format_duration, _schema(_DURATION_PATTERN, "1s"))
+]
+Ratio = Annotated[float, *_unit(parse_ratio, format_ratio, RATIO_SCHEMA)]
+Limit = Annotated[float, *_unit(parse_limit, format_limit, _schema(_LIMIT_PATTERN, "10%"))]
 
 # Not lax: pydantic would take the text "off" for false and "010" for 10.
 Flag = Annotated[bool, Strict()]
