@@ -86,6 +86,7 @@ KINDS = {
     config.format_duration: "duration",
     config.format_ratio: "share",
     config.format_limit: "share or off",
+    config.format_folios: "shares by size",
 }
 
 

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tierd.config import SimulatedNode, Simulation, Workload
+from tierd.config.simulation import parse_folios
 from tierd.host.simulated import SimulatedHost, VirtualClock
 from tierd.host.workload import HotSet
 from tierd.topology import Topology, build
@@ -61,19 +62,28 @@ def two_nodes(root: Path) -> Path:
     return make_tree(root, files)
 
 
+def in_folios(loads: Sequence[Workload], folios: Mapping[str, str]) -> tuple[Workload, ...]:
+    """The same workloads, with their memory in folios of these sizes."""
+    return tuple(load.model_copy(update={"folios": parse_folios(folios)}) for load in loads)
+
+
 def machine(
     *,
     fast: str = "256MiB",
     slow: str = "256MiB",
     workloads: tuple[Workload, ...] = (),
+    folios: Mapping[str, str] | None = None,
     seed: int = 1,
     **options: object,
 ) -> SimulatedHost:
-    """A machine of two nodes on a virtual clock. `options` go to SimulatedHost."""
+    """A machine of two nodes on a virtual clock. `folios` are those of all workloads where it is
+    given. `options` go to SimulatedHost."""
     nodes = (
         SimulatedNode(id=0, size=fast, cpus=2, latency="0.0001ms"),
         SimulatedNode(id=1, size=slow, latency="0.0003ms"),
     )
+    if folios is not None:
+        workloads = in_folios(workloads, folios)
     spec = Simulation(nodes=nodes, workloads=workloads, seed=seed)
     return SimulatedHost(spec, VirtualClock(), **options)  # type: ignore[arg-type]
 

@@ -186,7 +186,7 @@ def _simulated(machine: Simulation, clock: str) -> tuple[Host, Pace]:
         kind=refuse.EOPNOTSUPP,
     )
     time: Clock = RealClock() if clock == "real" else VirtualClock()
-    host = SimulatedHost(machine, time, huge=machine.huge, failures=failures)
+    host = SimulatedHost(machine, time, failures=failures)
     return host, RealPace() if clock == "real" else HostPace(host)
 
 

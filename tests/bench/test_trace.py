@@ -68,8 +68,8 @@ def test_size_of_a_trace(name: str, tmp_path: Path) -> None:
     assert both * 8 < 3 * looks + 8 * 120 * 1000, "more than a few bits per frame and window"
 
 
-@pytest.mark.parametrize("huge", [0.0, 0.25])
-def test_forecast_beside_the_real_run(huge: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("folios", [{}, {"2MiB": "25%"}, {"64KiB": "50%", "2MiB": "25%"}], ids=str)
+def test_forecast_beside_the_real_run(folios: dict[str, str], tmp_path: Path) -> None:
     """The same machine twice: recorded without a move, and with the policy at work."""
     spec = Simulation(
         nodes=(
@@ -77,14 +77,14 @@ def test_forecast_beside_the_real_run(huge: float, tmp_path: Path) -> None:
             SimulatedNode(id=1, size="1GiB", latency="0.0003ms"),
         ),
         workloads=(
-            Workload(kind="hotset", size="600MiB", hot="96MiB", accesses=1e5),
-            Workload(kind="zipf", size="300MiB", accesses=1e5),
+            Workload(kind="hotset", size="600MiB", hot="96MiB", accesses=1e5, folios=folios),
+            Workload(kind="zipf", size="300MiB", accesses=1e5, folios=folios),
         ),
     )
     policy = Config(version=1, mode=Mode.TIER, sampling=Sampling(cpu="100%"))
     real = _Real()
     for mode in (Mode.OBSERVE, Mode.TIER):
-        host = SimulatedHost(spec, VirtualClock(), huge=huge)
+        host = SimulatedHost(spec, VirtualClock())
         topology = build(host.nodes(), None, 1)
         sampler = PageIdleSampler(host, topology, policy.sampling)
         config = policy.model_copy(update={"mode": mode})
@@ -98,7 +98,7 @@ def test_forecast_beside_the_real_run(huge: float, tmp_path: Path) -> None:
     with Reader(tmp_path / "observe") as trace:
         (told,) = replay(trace.header, trace.cycles(), [policy]).outcomes
     print(
-        f"\n{huge:.0%} in huge pages: hit ratio foretold {told.last():.1%}, real"
+        f"\n{folios} in large folios: hit ratio foretold {told.last():.1%}, real"
         f" {real.hit_ratio:.1%}; promoted {told.total('promoted') >> 20} MiB, real"
         f" {real.promoted >> 20}; demoted {told.total('demoted') >> 20} MiB, real"
         f" {real.demoted >> 20}"

@@ -92,7 +92,9 @@ def test_a_table_that_makes_no_sense_is_not_believed() -> None:
 def run(move: float, benefit: float, cycles: int = 25) -> tuple[SimulatedHost, list[CycleReport]]:
     """A program whose pages are warm, some a little warmer; a page costs `move` seconds."""
     load = Workload(kind="zipf", size="200MiB", skew=0.4, accesses=6_000)
-    host = machine(fast="64MiB", slow="256MiB", workloads=(load,), huge=0.0, costs=Costs(move=move))
+    host = machine(
+        fast="64MiB", slow="256MiB", workloads=(load,), folios={}, costs=Costs(move=move)
+    )
     topology = topology_of(host)
     config = Config.model_validate(
         {"version": 1, "mode": "tier", "migration": {"benefit": benefit, "demote": "20MiB/s"}}

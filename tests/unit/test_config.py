@@ -160,6 +160,29 @@ def test_one_line_with_place_and_remedy(tmp_path: Path, text: str, expected: str
     assert "; " in lines[0]
 
 
+@pytest.mark.parametrize(
+    ("folios", "expected"),
+    [
+        ("{24KiB: 50%}", ".24KiB: not the size of a folio; expected a power of two from 8KiB to"),
+        ("{4KiB: 50%}", ".4KiB: not the size of a folio; expected a power of two from 8KiB to"),
+        ("{4MiB: 50%}", ".4MiB: not the size of a folio; expected a power of two from 8KiB to"),
+        ("{64: 50%}", ".64: '64' is not valid here; expected a size with its unit, such as"),
+        ("{64KiB: 50}", ".64KiB: 50 is not valid here; expected a share in percent, such as 3%"),
+        ("{64KiB: 101%}", ".64KiB: '101%' is not valid here; expected a share of at most 100%"),
+        ("{64KiB: 60%, 65536B: 1%}", ".65536B: 64KiB is given twice; expected each size once"),
+        ("{64KiB: 60%, 2MiB: 50%}", ": more than all of the memory; expected at most 100% in all"),
+        ("[64KiB]", ": not a mapping; expected a share for each size, such as {64KiB: 50%"),
+    ],
+)
+def test_folios_are_told_what_is_wrong_with_them(
+    tmp_path: Path, folios: str, expected: str
+) -> None:
+    machine = "simulation:\n  nodes: [{id: 0, size: 1GiB}]\n  workloads:\n"
+    load = f"    - kind: zipf\n      size: 1GiB\n      folios: {folios}\n"
+    [line] = errors(tmp_path, MINIMAL + machine + load)
+    assert line.startswith(f"tierd.yaml:7: simulation.workloads[0].folios{expected}")
+
+
 def test_all_errors_in_the_order_of_the_file(tmp_path: Path) -> None:
     text = "version: 2\nmetrics: {listen: x}\nmode: a\nmode: b\ninterval: 1\n"
     lines = errors(tmp_path, text)
@@ -290,12 +313,13 @@ classes: [{match: "a*", floor: 1536MiB, never: [promote, demote]}]
 metrics: {listen: null}
 simulation:
   nodes: [{id: 0, size: 1GiB, latency: 90ms}]
-  workloads: [{kind: zipf, size: 1GiB}]
+  workloads: [{kind: zipf, size: 1GiB, folios: {2MiB: 12.5%, 64KiB: 50%}}]
 """
     first = loaded(tmp_path, text)
     shown = config.show(first)
     assert "never: [promote, demote]" in shown
     assert "# tierd.yaml:3" in shown
+    assert "folios: {64KiB: 50%, 2MiB: 12.5%}" in shown
     assert "# default" in shown
     assert loaded(tmp_path, shown).config == first.config
 

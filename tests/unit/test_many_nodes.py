@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fakehost import in_folios
 from tierd.config import Class, Config, Mode, Sampling, SimulatedNode, Simulation, Tier, Workload
 from tierd.engine import CycleReport, Engine
 from tierd.host import MoveOption, Node
@@ -73,7 +74,7 @@ def build_engine(
     *,
     classes: Sequence[Class] = (),
     seed: int = 1,
-    huge: float = 0.25,
+    folios: Mapping[str, str] | None = None,
     cpusets: Mapping[str, frozenset[int]] | None = None,
 ) -> tuple[ManyNodes, Engine, Watched]:
     """Nodes 0, 1 with CPUs, 2, 3 without; sizes in MiB. All frames are looked at each cycle."""
@@ -87,10 +88,10 @@ def build_engine(
             )
             for node, size in enumerate(sizes)
         ),
-        workloads=tuple(workloads),
+        workloads=tuple(workloads if folios is None else in_folios(workloads, folios)),
         seed=seed,
     )
-    host = ManyNodes(spec, VirtualClock(), huge=huge, cpusets=cpusets)
+    host = ManyNodes(spec, VirtualClock(), cpusets=cpusets)
     config = Config(
         version=1,
         mode=Mode.TIER,
@@ -176,7 +177,7 @@ def test_pages_are_demoted_to_the_nearest_node_of_the_next_tier() -> None:
 def test_with_three_tiers_the_warm_middle_is_in_the_middle() -> None:
     """32 MiB hot, 64 MiB warm, 96 MiB idle; all begin in the wrong place."""
     loads = (hot("32MiB", 100e6), hot("64MiB", 3000.0), hot("96MiB", 1e-6))
-    host, engine, _ = build_engine((24, 24, 96, 256), loads, THREE, huge=0.0)
+    host, engine, _ = build_engine((24, 24, 96, 256), loads, THREE, folios={})
     place(host, 3, 3, 3)
     run(host, engine, 80)
     fast = host.programs[0].resident
@@ -243,7 +244,7 @@ LOADS = st.lists(
     ),
     size=st.sampled_from([32, 64]),
     seed=st.integers(0, 2**16),
-    huge=st.sampled_from([0.0, 0.5]),
+    folios=st.sampled_from([{}, {"2MiB": "50%"}, {"16KiB": "30%", "64KiB": "30%", "2MiB": "20%"}]),
 )
 @settings(max_examples=8, deadline=None)
 def test_no_page_is_lost_or_moved_twice_and_floors_caps_and_room_hold(
@@ -251,7 +252,7 @@ def test_no_page_is_lost_or_moved_twice_and_floors_caps_and_room_hold(
     tiers: tuple[Tier, ...] | None,
     size: int,
     seed: int,
-    huge: float,
+    folios: dict[str, str],
 ) -> None:
     host, engine, mover = build_engine(
         (size, size, 128, 160),
@@ -259,7 +260,7 @@ def test_no_page_is_lost_or_moved_twice_and_floors_caps_and_room_hold(
         tiers,
         classes=(Class(match="a", cap="8MiB"), Class(match="b", floor="8MiB")),
         seed=seed,
-        huge=huge,
+        folios=folios,
         cpusets={"a": frozenset({0, 2, 3})},
     )
     before = pages_in_use(host)

@@ -168,7 +168,7 @@ def test_nothing_is_lost_and_outcomes_are_what_is_so(
         slow="16MiB",
         workloads=(Workload(kind="uniform", size="24MiB"),),
         failures=Failures(pinned=pinned, busy=busy, mempolicy=mempolicy),
-        huge=0.0,
+        folios={},
         seed=seed,
     )
     frames = pages_of(host, 0)

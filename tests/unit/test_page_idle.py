@@ -277,7 +277,7 @@ def test_batches_are_as_promised_and_say_what_is_so() -> None:
             Workload(kind="uniform", size="200MiB", accesses=1e-6),
             Workload(kind="uniform", size="100MiB"),
         ),
-        huge=0.3,
+        folios={"2MiB": "30%"},
     )
     hot_only(host, 1, hot=4096)
     source = sampler(host)
@@ -304,7 +304,7 @@ def test_batches_are_as_promised_and_say_what_is_so() -> None:
 
 
 def test_with_a_budget_for_all_everything_is_looked_at_every_cycle() -> None:
-    host = machine(workloads=(Workload(kind="uniform", size="300MiB", accesses=1e-6),), huge=0.0)
+    host = machine(workloads=(Workload(kind="uniform", size="300MiB", accesses=1e-6),), folios={})
     source = sampler(host)
     sample(host, source)
     frames = pages_of(host, 0).tolist()
@@ -317,7 +317,9 @@ def test_with_a_budget_for_all_everything_is_looked_at_every_cycle() -> None:
 
 def test_freed_frames_are_not_reported_for_long() -> None:
     """A free frame reads as accessed; at most one look may be deceived."""
-    host = machine(workloads=(Workload(kind="uniform", size="128MiB", accesses=1e8),), huge=0.2)
+    host = machine(
+        workloads=(Workload(kind="uniform", size="128MiB", accesses=1e8),), folios={"2MiB": "20%"}
+    )
     source = sampler(host)
     for _ in range(6):
         sample(host, source)
@@ -328,7 +330,9 @@ def test_freed_frames_are_not_reported_for_long() -> None:
 
 
 def test_memory_that_fills_is_found() -> None:
-    host = machine(workloads=(Workload(kind="uniform", size="128MiB", accesses=1e8),), huge=0.2)
+    host = machine(
+        workloads=(Workload(kind="uniform", size="128MiB", accesses=1e8),), folios={"2MiB": "20%"}
+    )
     host.exit(0)
     source = sampler(host)
     for _ in range(5):
@@ -344,7 +348,7 @@ def test_memory_that_fills_is_found() -> None:
 
 def test_several_threads_see_the_same() -> None:
     def run(threads: int) -> list[int]:
-        host = machine(workloads=(Workload(kind="uniform", size="300MiB"),), huge=0.1)
+        host = machine(workloads=(Workload(kind="uniform", size="300MiB"),), folios={"2MiB": "10%"})
         hot_only(host, 0, hot=30_000)
         source = sampler(host, threads=threads)
         for _ in range(3):
@@ -356,7 +360,7 @@ def test_several_threads_see_the_same() -> None:
 
 
 def test_a_caller_that_leaves_early_gets_the_rest_later() -> None:
-    host = machine(workloads=(Workload(kind="uniform", size="300MiB", accesses=1e-6),), huge=0.0)
+    host = machine(workloads=(Workload(kind="uniform", size="300MiB", accesses=1e-6),), folios={})
     source = sampler(host)
     sample(host, source)
     stream = source.sample(PLENTY)
@@ -369,7 +373,7 @@ def test_a_caller_that_leaves_early_gets_the_rest_later() -> None:
 
 
 def test_a_kernel_error_loses_no_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    host = machine(workloads=(Workload(kind="uniform", size="300MiB", accesses=1e-6),), huge=0.0)
+    host = machine(workloads=(Workload(kind="uniform", size="300MiB", accesses=1e-6),), folios={})
     source = sampler(host)
     sample(host, source)
 
@@ -384,7 +388,7 @@ def test_a_kernel_error_loses_no_blocks(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_fast_tier_s_share_is_estimated_over_all_blocks() -> None:
-    host = machine(workloads=(Workload(kind="uniform", size="400MiB", accesses=1e8),), huge=0.0)
+    host = machine(workloads=(Workload(kind="uniform", size="400MiB", accesses=1e8),), folios={})
     source = sampler(host)
     for _ in range(4):
         sample(host, source)
@@ -404,7 +408,7 @@ def guest() -> SimulatedHost:
             Workload(kind="uniform", size="960MiB", accesses=1e-6),
             Workload(kind="uniform", size="400MiB"),
         ),
-        huge=0.0,
+        folios={},
         costs=EMULATED,
     )
     hot_only(host, 1, hot=16_384)
@@ -474,7 +478,7 @@ def test_a_hot_set_in_one_piece_is_found_long_before_a_round_is_over() -> None:
             Workload(kind="uniform", size="6GiB", accesses=1e-6),
             Workload(kind="uniform", size="23GiB", accesses=1e-6),
         ),
-        huge=0.0,
+        folios={},
         costs=EMULATED,
     )
     source = sampler(host)
@@ -561,7 +565,7 @@ def test_the_window_stays_within_its_bounds(actives: list[float], gap: float) ->
 
 
 def test_a_window_of_several_cycles_is_waited_for() -> None:
-    host = machine(workloads=(Workload(kind="uniform", size="100MiB", accesses=1e-6),), huge=0.0)
+    host = machine(workloads=(Workload(kind="uniform", size="100MiB", accesses=1e-6),), folios={})
     source = sampler(host, window=Window(min="3s", max="3.1s"))
     spans = [batch.t1 - batch.t0 for _ in range(12) for batch in sample(host, source)]
     assert len(spans) >= 3
@@ -570,7 +574,7 @@ def test_a_window_of_several_cycles_is_waited_for() -> None:
 
 
 def test_a_window_much_shorter_than_a_cycle_is_waited_for_within_the_call() -> None:
-    host = machine(workloads=(Workload(kind="uniform", size="100MiB", accesses=1e-6),), huge=0.0)
+    host = machine(workloads=(Workload(kind="uniform", size="100MiB", accesses=1e-6),), folios={})
     source = sampler(host, window=Window(min="100ms", max="200ms"))
     sample(host, source)
     sample(host, source)

@@ -77,11 +77,14 @@ def test_owners_are_read_for_what_can_move_and_for_nothing_else() -> None:
 
 
 def test_describe_on_a_simulated_host() -> None:
-    host = machine(workloads=(Workload(kind="uniform", size="64MiB", cgroup="a/b"),), huge=0.5)
+    host = machine(
+        workloads=(Workload(kind="uniform", size="64MiB", cgroup="a/b"),),
+        folios={"16KiB": "25%", "64KiB": "25%", "2MiB": "25%"},
+    )
     frames = pages_of(host, 0)
     info = PageReader(host, topology_of(host)).describe(frames)
     assert int(info.pages.sum()) == len(frames)
-    assert set(info.pages.tolist()) == {1, 512}
+    assert set(info.pages.tolist()) == {1, 4, 16, 512}
     assert info.movable.all()
     inode = {cgroup.path: cgroup.inode for cgroup in host.cgroups()}["a/b"]
     assert set(info.cgroup.tolist()) == {inode}

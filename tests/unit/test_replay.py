@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -51,9 +52,14 @@ class Live:
 
 
 def record(
-    path: Path, mode: Mode, *, cycles: int = 20, huge: float = 0.0, **policy: object
+    path: Path,
+    mode: Mode,
+    *,
+    cycles: int = 20,
+    folios: Mapping[str, str] | None = None,
+    **policy: object,
 ) -> Live:
-    host = machine(fast="128MiB", slow="512MiB", workloads=LOADS, huge=huge)
+    host = machine(fast="128MiB", slow="512MiB", workloads=LOADS, folios=folios or {})
     topology = topology_of(host)
     config = POLICY.model_copy(update={"mode": mode, **policy})
     sampler = PageIdleSampler(host, topology, config.sampling)
@@ -148,10 +154,10 @@ def test_a_cap_is_kept_and_a_floor_is_not_broken(observed: Live) -> None:
 
 
 def test_large_folios_are_moved_whole(tmp_path: Path) -> None:
-    live = record(tmp_path / "t", Mode.OBSERVE, huge=0.5, cycles=12)
+    live = record(tmp_path / "t", Mode.OBSERVE, folios={"64KiB": "30%", "2MiB": "40%"}, cycles=12)
     with Reader(live.path) as trace:
         orders = {int(n) for c in trace.cycles() for n in np.unique(c.layout.order)}
-    assert orders == {0, 9}
+    assert orders == {0, 4, 9}
     (outcome,) = replayed(live.path, POLICY).outcomes
     assert outcome.total("promoted") > 0
     used = {sum(sum(tier.values()) for tier in p.resident.values()) for p in outcome.points[4:]}
@@ -159,7 +165,7 @@ def test_large_folios_are_moved_whole(tmp_path: Path) -> None:
 
 
 def test_what_is_freed_leaves_the_replayed_machine(tmp_path: Path) -> None:
-    host = machine(fast="64MiB", slow="256MiB", workloads=LOADS[:1], huge=0.0)
+    host = machine(fast="64MiB", slow="256MiB", workloads=LOADS[:1], folios={})
     topology = topology_of(host)
     sampler = PageIdleSampler(host, topology, POLICY.sampling)
     config = POLICY.model_copy(update={"mode": Mode.OBSERVE})

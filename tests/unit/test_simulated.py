@@ -9,15 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fakehost import hot_only, machine, pages_of
-from tierd.config import SimulatedNode, Simulation, Workload
+from fakehost import hot_only, machine, pages_of, topology_of
+from tierd.config import Config, Mode, Sampling, SimulatedNode, Simulation, Workload
+from tierd.engine import Engine
 from tierd.host import KPF, NO_PFN, Feature, Host, KernelError, MoveOption
 from tierd.host.frames import BLOCK, FREE, HOLE, KERNEL, FrameStore, Span
 from tierd.host.machine import Failures
 from tierd.host.simulated import RealClock, SimulatedHost, VirtualClock
 from tierd.host.workload import HotSet, Permutation, Scan, Zipf, pattern
+from tierd.movers.move_phys_pages import MovePhysPages
+from tierd.samplers.page_idle import PageIdleSampler
 
 ALL = np.uint64(2**64 - 1)
+
+MIXED = {"8KiB": "10%", "16KiB": "20%", "64KiB": "30%", "1MiB": "10%", "2MiB": "20%"}
+FOLIOS: list[dict[str, str]] = [{}, {"2MiB": "100%"}, {"64KiB": "100%"}, MIXED]
 
 
 def idle_bits(host: SimulatedHost, start: int, words: int) -> np.ndarray:
@@ -37,6 +43,19 @@ def test_it_is_a_host_with_every_feature_named() -> None:
     assert host.page_size == 4096
 
 
+def folios_of(host: SimulatedHost) -> dict[int, list[int]]:
+    """Frames of each folio by its first page's id, in the order of the pages."""
+    store = host.machine.frames
+    frames = np.concatenate([pages_of(host, index) for index in range(len(host.programs))])
+    ids = store.ids(frames)
+    order = np.argsort(ids)
+    ids, frames = ids[order], frames[order]
+    found: dict[int, list[int]] = {}
+    for first, frame in zip((ids - store.within(ids)).tolist(), frames.tolist(), strict=True):
+        found.setdefault(first, []).append(frame)
+    return found
+
+
 def test_memory_is_counted_and_a_program_that_does_not_fit_is_an_error() -> None:
     host = machine(workloads=(Workload(kind="uniform", size="300MiB"),), kernel_share=0.0)
     rooms = {room.node: room for room in host.node_memory()}
@@ -49,7 +68,9 @@ def test_memory_is_counted_and_a_program_that_does_not_fit_is_an_error() -> None
 
 
 def test_idle_bits_of_tails_free_frames_and_the_kernel_read_as_accessed() -> None:
-    host = machine(workloads=(Workload(kind="uniform", size="100MiB", accesses=1e-9),), huge=0.5)
+    host = machine(
+        workloads=(Workload(kind="uniform", size="100MiB", accesses=1e-9),), folios={"2MiB": "50%"}
+    )
     span = host.nodes()[0].spans[0]
     words = span.frames // 64
     host.set_idle(span.start, np.full(words, ALL))
@@ -65,14 +86,14 @@ def test_idle_bits_of_tails_free_frames_and_the_kernel_read_as_accessed() -> Non
 
 
 def test_only_bits_that_are_set_are_marked() -> None:
-    host = machine(workloads=(Workload(kind="uniform", size="64MiB", accesses=1e-9),), huge=0.0)
+    host = machine(workloads=(Workload(kind="uniform", size="64MiB", accesses=1e-9),), folios={})
     start = int(pages_of(host, 0)[0])
     host.set_idle(start, np.array([0b1010, 0], np.uint64))
     assert np.flatnonzero(idle_bits(host, start, 2)).tolist() == [1, 3]
 
 
 def test_accesses_clear_idle_bits_at_the_true_rate() -> None:
-    host = machine(workloads=(Workload(kind="uniform", size="64MiB", accesses=16384),), huge=0.0)
+    host = machine(workloads=(Workload(kind="uniform", size="64MiB", accesses=16384),), folios={})
     start = int(pages_of(host, 0)[0])
     words = 16384 // 64
     host.set_idle(start, np.full(words, ALL))
@@ -85,16 +106,18 @@ def test_accesses_clear_idle_bits_at_the_true_rate() -> None:
     assert not (second & ~first).any()  # nothing becomes idle by itself
 
 
-def test_a_huge_page_is_accessed_when_any_of_its_pages_is() -> None:
-    host = machine(workloads=(Workload(kind="uniform", size="64MiB"),), huge=1.0)
-    hot_only(host, 0, hot=1, accesses=100.0)
+@pytest.mark.parametrize(("size", "pages"), [("16KiB", 4), ("64KiB", 16), ("2MiB", 512)])
+def test_a_folio_is_accessed_when_any_of_its_pages_is(size: str, pages: int) -> None:
+    host = machine(workloads=(Workload(kind="uniform", size="64MiB"),), folios={size: "100%"})
+    hot_only(host, 0, hot=pages + 1, accesses=100.0 * pages)
     frames = pages_of(host, 0)
     start = int(frames[0])
     host.set_idle(start, np.full(len(frames) // 64, ALL))
     host.sleep(10.0)
     idle = idle_bits(host, start, len(frames) // 64)
-    assert not idle[0]
-    assert idle[BLOCK::BLOCK].all()
+    assert not idle[: 2 * pages].any()
+    assert idle[2 * pages :: pages].all()
+    assert idle.sum() == len(frames) // pages - 2
 
 
 def test_bits_that_are_not_a_word_s_are_refused_and_holes_are_ignored() -> None:
@@ -106,8 +129,12 @@ def test_bits_that_are_not_a_word_s_are_refused_and_holes_are_ignored() -> None:
     assert not idle_bits(host, end - 64, 3).any()
 
 
-def test_flags_run_and_flags_agree() -> None:
-    host = machine(workloads=(Workload(kind="uniform", size="96MiB"),), huge=0.5)
+@pytest.mark.parametrize("folios", FOLIOS, ids=str)
+def test_flags_run_and_flags_agree(folios: dict[str, str]) -> None:
+    host = machine(workloads=(Workload(kind="uniform", size="96MiB"),), folios=folios)
+    _, frames = split_by_node(host, 0)
+    assert not frames.size
+    move(host, pages_of(host, 0)[100:9000:7], target=1, source=0)
     span = host.nodes()[0].spans[0]
     for start, count in ((span.start, 8), (span.start + 500, 40), (span.end - 100, 1000)):
         out = np.empty(count, np.uint64)
@@ -140,7 +167,7 @@ def split_by_node(host: SimulatedHost, program: int) -> tuple[np.ndarray, np.nda
 
 
 def test_a_moved_page_has_a_new_frame_and_its_old_one_is_free() -> None:
-    host = machine(workloads=(Workload(kind="uniform", size="300MiB"),), huge=0.0)
+    host = machine(workloads=(Workload(kind="uniform", size="300MiB"),), folios={})
     fast, slow = split_by_node(host, 0)
     status, new = move(host, fast[:1000], target=1, source=0)
     assert (status == 1).all()
@@ -154,7 +181,7 @@ def test_a_moved_page_has_a_new_frame_and_its_old_one_is_free() -> None:
 
 
 def test_a_huge_page_moves_whole_by_any_of_its_frames() -> None:
-    host = machine(workloads=(Workload(kind="uniform", size="300MiB"),), huge=1.0)
+    host = machine(workloads=(Workload(kind="uniform", size="300MiB"),), folios={"2MiB": "100%"})
     _, slow = split_by_node(host, 0)
     fast, _ = split_by_node(host, 0)
     move(host, fast[::BLOCK][:4], target=1, source=0)
@@ -166,6 +193,93 @@ def test_a_huge_page_moves_whole_by_any_of_its_frames() -> None:
     assert host.programs[0].resident[0] == len(fast) - 4 * BLOCK + 2 * BLOCK
 
 
+def test_folios_are_of_the_sizes_asked_for_and_show_as_the_kernel_s_do() -> None:
+    """As stable_page_flags() of Linux 6.12 has it: of the flags of a large folio only
+    COMPOUND_HEAD is its head's alone, and THP says that it is large, not how large."""
+    host = machine(workloads=(Workload(kind="uniform", size="400MiB"),), folios=MIXED)
+    move(host, split_by_node(host, 0)[1][::50], target=0, source=1)
+    folios = folios_of(host)
+    sizes = np.array([len(frames) for frames in folios.values()])
+    for pages, share in ((2, 0.1), (4, 0.2), (16, 0.3), (256, 0.1), (512, 0.2), (1, 0.1)):
+        assert pages * (sizes == pages).sum() / sizes.sum() == pytest.approx(share, abs=0.1)
+    user = int(KPF.UPTODATE | KPF.LRU | KPF.MMAP | KPF.ANON | KPF.SWAPBACKED)
+    head, tail = (int(bit | KPF.THP) | user for bit in (KPF.COMPOUND_HEAD, KPF.COMPOUND_TAIL))
+    for frames in folios.values():
+        assert frames == list(range(frames[0], frames[0] + len(frames)))
+        assert frames[0] % len(frames) == 0
+        flags = host.machine.flags(np.array(frames, np.uint64)).tolist()
+        assert flags == ([head, *[tail] * (len(frames) - 1)] if len(frames) > 1 else [user])
+
+
+def test_a_folio_moves_whole_by_any_of_its_frames_and_tails_get_its_result() -> None:
+    load = Workload(kind="uniform", size="300MiB", cgroup="a")
+    host = machine(workloads=(load,), folios={"64KiB": "100%"})
+    fast, slow = split_by_node(host, 0)
+    move(host, fast[::16][:10], target=1, source=0)
+    assert host.programs[0].resident[0] == len(fast) - 160
+    before = host.node_memory()
+    asked = np.array([slow[19], slow[3], slow[16], slow[0], slow[3]])
+    status, new = move(host, asked)
+    assert status.tolist() == [0] * 5
+    first = new.astype(np.int64) - [3, 3, 0, 0, 3]
+    assert (first % 16 == 0).all()
+    assert first[1] == first[3] == first[4] != first[0] == first[2]
+    moved = np.concatenate((np.arange(first[0], first[0] + 16), np.arange(first[1], first[1] + 16)))
+    assert (host.flags(slow[:32]) == KPF.BUDDY).all()
+    assert host.map_counts(moved.astype(np.uint64)).tolist() == [1] * 32
+    inode = {group.path: group.inode for group in host.cgroups()}["a"]
+    assert (host.cgroup_inodes(moved.astype(np.uint64)) == inode).all()
+    after = host.node_memory()
+    assert [old.free - new.free for old, new in zip(before, after, strict=True)] == [
+        32 * 4096,
+        -32 * 4096,
+    ]
+    assert not idle_bits(host, int(first.min()) // 64 * 64, 1).any()
+
+
+def test_a_folio_finds_no_room_where_what_is_free_is_in_pieces() -> None:
+    host = machine(
+        workloads=(
+            Workload(kind="uniform", size="250MiB", folios={}),
+            Workload(kind="uniform", size="64MiB", folios={"16KiB": "100%"}),
+        ),
+        kernel_share=0.0,
+    )
+    fast, _ = split_by_node(host, 0)
+    _, slow = split_by_node(host, 1)
+    filler = pages_of(host, 0)[: len(fast)]
+    host.machine.reserve = lambda node: 0  # type: ignore[method-assign]
+    whole = host.machine.frames.free_blocks(0, 100)
+    host.machine.frames.reserve(whole)
+    move(host, filler[1::4], target=1, source=0)
+    move(host, filler[2::4], target=1, source=0)
+    free = host.node_memory()[0].free
+    assert free == 4096 * (len(filler) // 4 * 2)
+    status, new = move(host, slow[:8])
+    assert status.tolist() == [-errno.ENOMEM] * 8
+    assert (new == NO_PFN).all()
+    assert host.node_memory()[0].free == free
+    move(host, filler[400:404], target=1, source=0)
+    status, new = move(host, slow[:8])
+    assert status.tolist() == [0] * 4 + [-errno.ENOMEM] * 4
+    assert new[:4].tolist() == filler[400:404].tolist()
+
+
+def test_a_folio_refuses_as_a_whole() -> None:
+    host = machine(
+        workloads=(Workload(kind="uniform", size="64MiB"),),
+        folios={"64KiB": "100%"},
+        failures=Failures(pinned=0.5),
+    )
+    frames, _ = split_by_node(host, 0)
+    status, new = move(host, frames, target=1, source=0)
+    by_folio = status.reshape(-1, 16)
+    assert (by_folio == by_folio[:, :1]).all()
+    assert set(np.unique(status).tolist()) == {1, -errno.EBUSY}
+    assert (status == 1).mean() == pytest.approx(0.5, abs=0.1)
+    assert ((new != NO_PFN) == (status == 1)).all()
+
+
 def test_statuses_by_cause() -> None:
     host = machine(
         workloads=(
@@ -173,7 +287,7 @@ def test_statuses_by_cause() -> None:
             Workload(kind="uniform", size="64MiB", cgroup="bound/inner"),
         ),
         cpusets={"bound": frozenset({1})},
-        huge=0.0,
+        folios={},
     )
     _, free = split_by_node(host, 0)
     _, bound = split_by_node(host, 1)
@@ -217,7 +331,7 @@ def test_what_refuses_for_its_errno_is_about_its_share_and_does_so_always() -> N
     host = machine(
         workloads=(Workload(kind="uniform", size="64MiB"),),
         failures=Failures(vma=0.25, again=0.25),
-        huge=0.0,
+        folios={},
     )
     fast, _ = split_by_node(host, 0)
     first, _ = move(host, fast[:4000], target=0, source=0)
@@ -237,7 +351,7 @@ def test_shared_and_bound_pages_move_where_nobody_asks() -> None:
     host = machine(
         workloads=(Workload(kind="uniform", size="64MiB"),),
         failures=Failures(shared=0.5, mempolicy=0.5),
-        huge=0.0,
+        folios={},
     )
     fast, _ = split_by_node(host, 0)
     status, _ = move(host, fast[:100], target=1, source=0, options=MoveOption.SHARED)
@@ -245,7 +359,7 @@ def test_shared_and_bound_pages_move_where_nobody_asks() -> None:
 
 
 def test_the_target_stays_above_its_watermark() -> None:
-    host = machine(workloads=(Workload(kind="uniform", size="400MiB"),), huge=0.0)
+    host = machine(workloads=(Workload(kind="uniform", size="400MiB"),), folios={})
     _, slow = split_by_node(host, 0)
     status, _ = move(host, slow[:2000])
     assert -errno.ENOMEM in status.tolist()
@@ -260,8 +374,8 @@ def test_without_the_feature_the_call_is_refused() -> None:
 
 
 @settings(max_examples=20)
-@given(st.integers(0, 2**32), st.floats(0, 1))
-def test_pages_are_conserved(seed: int, huge: float) -> None:
+@given(st.integers(0, 2**32), st.sampled_from(FOLIOS))
+def test_pages_are_conserved(seed: int, folios: dict[str, str]) -> None:
     """Whatever is moved, every page is in exactly one frame and the counts agree."""
     host = machine(
         fast="16MiB",
@@ -270,7 +384,7 @@ def test_pages_are_conserved(seed: int, huge: float) -> None:
             Workload(kind="uniform", size="12MiB", cgroup="a"),
             Workload(kind="uniform", size="10MiB", cgroup="b"),
         ),
-        huge=huge,
+        folios=folios,
     )
     rng = np.random.default_rng(seed)
     spans = [node.spans[0] for node in host.nodes()]
@@ -284,6 +398,9 @@ def test_pages_are_conserved(seed: int, huge: float) -> None:
     ids = store.rows(np.arange(store.blocks)).reshape(-1)
     pages = np.sort(ids[ids >= 0])
     assert pages.tolist() == list(range(22 * 256))
+    for frames in folios_of(host).values():
+        assert frames == list(range(frames[0], frames[0] + len(frames)))
+        assert frames[0] % len(frames) == 0
     for index, program in enumerate(host.programs):
         fast, slow = split_by_node(host, index)
         assert program.resident.get(0, 0) == len(fast)
@@ -293,26 +410,63 @@ def test_pages_are_conserved(seed: int, huge: float) -> None:
         }
 
 
-def test_exit_frees_and_start_takes_other_frames_of_the_same_program() -> None:
-    host = machine(workloads=(Workload(kind="uniform", size="300MiB"),), huge=0.0)
+@pytest.mark.parametrize("folios", FOLIOS, ids=str)
+def test_exit_frees_and_start_takes_other_frames_of_the_same_program(
+    folios: dict[str, str],
+) -> None:
+    host = machine(workloads=(Workload(kind="uniform", size="300MiB"),), folios=folios)
     free = [room.free for room in host.node_memory()]
     fast, _ = split_by_node(host, 0)
     move(host, fast[5:700], target=1, source=0)
+    every = pages_of(host, 0)
     host.exit(0)
     assert host.cgroup_memory("") == {}
     assert not pages_of(host, 0).size
+    assert (host.flags(every) == KPF.BUDDY).all()
     host.start(0)
     assert [room.free for room in host.node_memory()] == free
 
 
 def test_frame_store_codes() -> None:
-    store = FrameStore((Span(0, 512, 1536), Span(1, 4096, 4608)))
+    store = FrameStore((Span(0, 512, 1536), Span(1, 4096, 4608)), 1024)
     store.reserve(np.array([0]))
-    store.fill(np.array([2]), 70, np.zeros(1, bool))
+    store.fill(np.array([2]), np.array([512]))
     frames = np.array([512, 1024, 4096, 4100, 0, 2000, 4608], np.uint64)
-    assert store.ids(frames).tolist() == [KERNEL, FREE, 70, 74, HOLE, HOLE, HOLE]
+    assert store.ids(frames).tolist() == [KERNEL, FREE, 512, 516, HOLE, HOLE, HOLE]
     with pytest.raises(ValueError, match="multiples of 512"):
-        FrameStore((Span(0, 0, 100),))
+        FrameStore((Span(0, 0, 100),), 0)
+
+
+def test_hot_folios_end_up_in_fast_memory_as_wholes() -> None:
+    """The daemon's engine at work on a machine of 64 KiB folios."""
+    host = machine(
+        fast="128MiB",
+        slow="384MiB",
+        workloads=(
+            # In fast memory at first, and rarely used.
+            Workload(kind="uniform", size="120MiB", accesses=100),
+            Workload(kind="uniform", size="64MiB", accesses=1e6),
+        ),
+        folios={"64KiB": "100%"},
+    )
+    topology = topology_of(host)
+    config = Config(version=1, mode=Mode.TIER, sampling=Sampling(cpu="100%"))
+    sampler = PageIdleSampler(host, topology, config.sampling)
+    engine = Engine(host, config, topology, [sampler], MovePhysPages(host))
+    moved = 0
+    for _ in range(30):
+        report = engine.cycle()
+        moved += sum(flow.moved for flow in report.flows)
+        host.sleep(1.0)
+    rare, hot = host.programs
+    assert hot.resident[0] > 0.95 * hot.pages
+    assert moved % 16 == 0
+    assert moved >= hot.resident[0]
+    for program in (rare, hot):
+        assert sum(program.resident.values()) == program.pages
+    for frames in folios_of(host).values():
+        assert len(frames) == 16
+        assert frames == list(range(frames[0], frames[0] + 16))
 
 
 # -- workloads ---------------------------------------------------------------------------------
@@ -371,7 +525,7 @@ def test_many_tenants_have_cgroups_of_their_own_and_end_one_after_the_other() ->
     tenants = Workload(
         kind="uniform", size="8MiB", programs=10, lifetime="100s", cgroup="kubepods.slice"
     )
-    host = machine(workloads=(tenants,), huge=0.0)
+    host = machine(workloads=(tenants,), folios={})
     assert len(host.programs) == 10
     paths = {cgroup.path for cgroup in host.cgroups()}
     assert {f"kubepods.slice/{number}" for number in range(10)} <= paths
@@ -424,7 +578,7 @@ def test_runs_on_a_virtual_clock_repeat_exactly() -> None:
 
 
 def test_the_kernel_s_work_costs_modelled_time_and_the_simulator_s_none() -> None:
-    host = machine(workloads=(Workload(kind="uniform", size="64MiB"),), huge=0.0)
+    host = machine(workloads=(Workload(kind="uniform", size="64MiB"),), folios={})
     before, now = host.cpu_times(), host.monotonic()
     host.set_idle(int(pages_of(host, 0)[0]), np.full(256, ALL))
     cost = host.cpu_times() - before
@@ -444,7 +598,7 @@ def test_a_real_clock_can_be_woken() -> None:
 
 
 def test_true_shares_of_accesses() -> None:
-    host = machine(workloads=(Workload(kind="uniform", size="400MiB"),), huge=0.0)
+    host = machine(workloads=(Workload(kind="uniform", size="400MiB"),), folios={})
     fast, slow = split_by_node(host, 0)
     shares = host.access_shares()
     assert shares[0] == pytest.approx(len(fast) / (len(fast) + len(slow)))

@@ -4,6 +4,7 @@ hold against a noisy neighbour, by what the machine says and not by tierd's own 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,8 +54,8 @@ class Host:
         return sum(report.skipped.get((direction, reason), 0) for report in self.reports)
 
 
-def build(*classes: Class, huge: float = 0.0) -> Host:
-    host = machine(fast="128MiB", slow="384MiB", workloads=LOADS, huge=huge)
+def build(*classes: Class, folios: Mapping[str, str] | None = None) -> Host:
+    host = machine(fast="128MiB", slow="384MiB", workloads=LOADS, folios=folios or {})
     topology = topology_of(host)
     config = Config(
         version=1, mode=Mode.TIER, sampling=Sampling(cpu="100%"), classes=tuple(classes)
@@ -76,9 +77,9 @@ def test_without_classes_the_noisy_one_takes_it_all() -> None:
     assert mib(here.noisy, 0) > 100
 
 
-@pytest.mark.parametrize("huge", [0.0, 0.5])
-def test_a_floor_holds_against_a_noisy_neighbour(huge: float) -> None:
-    here = build(Class(match=QUIET, floor="64MiB"), Class(match=NOISY), huge=huge)
+@pytest.mark.parametrize("folios", [{}, {"2MiB": "50%"}, {"64KiB": "100%"}], ids=str)
+def test_a_floor_holds_against_a_noisy_neighbour(folios: dict[str, str]) -> None:
+    here = build(Class(match=QUIET, floor="64MiB"), Class(match=NOISY), folios=folios)
     here.run(30)
     assert mib(here.quiet, 0) >= 64
     assert mib(here.noisy, 0) > 0.8 * (122 - 64)
@@ -186,7 +187,7 @@ def test_weight_shares_a_fast_tier_that_both_want() -> None:
         Workload(kind="zipf", size="128MiB", skew=0.8, accesses=20_000, cgroup=name)
         for name in "ab"
     )
-    host = machine(fast="64MiB", slow="384MiB", workloads=loads, huge=0.0)
+    host = machine(fast="64MiB", slow="384MiB", workloads=loads, folios={})
     topology = topology_of(host)
     config = Config(
         version=1,

@@ -27,7 +27,13 @@ from tierd.config.models import (
 )
 from tierd.config.schema import schema_text
 from tierd.config.show import show
-from tierd.config.simulation import SimulatedFailures, SimulatedNode, Simulation, Workload
+from tierd.config.simulation import (
+    SimulatedFailures,
+    SimulatedNode,
+    Simulation,
+    Workload,
+    format_folios,
+)
 from tierd.config.units import (
     format_duration,
     format_limit,
@@ -67,6 +73,7 @@ __all__ = [
     "Window",
     "Workload",
     "format_duration",
+    "format_folios",
     "format_limit",
     "format_rate",
     "format_ratio",

@@ -3,11 +3,79 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
-from tierd.config.units import Count, Duration, Model, Number, Ratio, Size, format_size, problem
+from tierd.config.units import (
+    RATIO_SCHEMA,
+    SIZE_SCHEMA,
+    Count,
+    Duration,
+    Model,
+    Number,
+    Ratio,
+    Size,
+    Unit,
+    format_ratio,
+    format_size,
+    parse_ratio,
+    parse_size,
+    problem,
+)
+
+_SMALLEST: Final = 8 * 2**10
+_LARGEST: Final = 2 * 2**20
+"""Bytes: folios of two pages of 4 KiB, and of as many as one entry of a PMD maps."""
+
+
+def parse_folios(value: object) -> dict[int, float]:
+    """Share of the memory by folio size in bytes, of {"64KiB": "50%", "2MiB": "25%"}."""
+    if not isinstance(value, Mapping):
+        right = "a share for each size, such as {64KiB: 50%, 2MiB: 25%}"
+        raise problem((), "not a mapping", right)
+    folios: dict[int, float] = {}
+    for name, share in value.items():
+        size = _parsed(parse_size, name, name)
+        if not _SMALLEST <= size <= _LARGEST or size & (size - 1):
+            right = f"a power of two from {format_size(_SMALLEST)} to {format_size(_LARGEST)}"
+            raise problem((name,), "not the size of a folio", right)
+        if size in folios:
+            raise problem((name,), f"{format_size(size)} is given twice", "each size once")
+        folios[size] = _parsed(parse_ratio, name, share)
+    if sum(folios.values()) > 1 + 1e-9:  # thirds do not add up exactly
+        raise problem((), "more than all of the memory", "at most 100% in all")
+    return folios
+
+
+def _parsed(parse: Any, name: str, value: object) -> Any:
+    try:
+        return parse(value)
+    except ValueError as error:
+        right = str(error).removeprefix("expected ")
+        raise problem((name,), f"{value!r} is not valid here", right) from None
+
+
+def format_folios(value: Mapping[int, float]) -> str:
+    """ "{64KiB: 50%, 2MiB: 25%}" of shares by size."""
+    shares = (f"{format_size(size)}: {format_ratio(value[size])}" for size in sorted(value))
+    return "{" + ", ".join(shares) + "}"
+
+
+_FOLIOS_SCHEMA: Final = {
+    "type": "object",
+    "propertyNames": {"pattern": SIZE_SCHEMA["pattern"]},
+    "additionalProperties": RATIO_SCHEMA,
+    "examples": [{"64KiB": "50%", "2MiB": "25%"}],
+}
+
+Folios = Annotated[
+    Mapping[int, float],
+    BeforeValidator(parse_folios),
+    WithJsonSchema(_FOLIOS_SCHEMA),
+    Unit(format_folios),
+]
 
 
 class Workload(Model):
@@ -17,6 +85,9 @@ class Workload(Model):
     """How it accesses its memory."""
     size: Size
     """How much memory it has."""
+    folios: Folios = Field(default={_LARGEST: 0.25})
+    """Share of its memory by the size of the folios that it is in, from 8KiB to 2MiB; the rest is
+    in single pages of 4KiB."""
     hot: Size | None = None
     """Size of its hot part (hotset, phase, shift), or of each region (permutation)."""
     skew: Number = Field(default=0.99, gt=0, le=3)
@@ -87,8 +158,6 @@ class Simulation(Model):
     """Nodes of the simulated host."""
     workloads: tuple[Workload, ...] = ()
     """Programs that run on it."""
-    huge: Ratio = 0.25
-    """Share of the programs' 2 MiB blocks that are one huge page."""
     failures: SimulatedFailures = SimulatedFailures()
     """Pages that refuse to move."""
     seed: Count = 1

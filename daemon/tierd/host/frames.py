@@ -2,20 +2,25 @@
 """Which page each frame of the simulated machine holds, kept sparsely.
 
 Pages have ids 0, 1, ... A block of 512 frames that holds 512 consecutive pages, or none, is one
-number. Only blocks that single pages have left or joined have a row of ids of their own.
+number. Only blocks that single folios have left or joined have a row of ids of their own.
+
+How large a folio is goes with its pages, not with the frames that they are in: of the pages
+512 n to 512 n + 511 all are in folios of one order, which is a byte. Folios are naturally aligned
+in ids as in frames, so the id of a page says where in its folio it is, wherever that has moved.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tierd.host import Pfns, Span
 
-BLOCK: Final = 512
+BLOCK_ORDER: Final = 9
+BLOCK: Final = 1 << BLOCK_ORDER
 """Frames in a block: one PMD-sized folio."""
 
 FREE: Final = -1
@@ -24,18 +29,29 @@ HOLE: Final = -3
 """Instead of a page id: a free frame, the kernel's own memory, no memory at all."""
 
 _OFFSETS: Final = np.arange(BLOCK)
+_TAILS: Final = (1 << np.arange(BLOCK_ORDER + 1)) - 1
+"""By order: tails of a folio, and the bits of a page's id that say which of them it is."""
+_HEADS: Final = _OFFSETS & _TAILS[:, None] == 0
+"""By order: which frames of a block are heads."""
 _SCAN: Final = 65_536
 """Blocks among which free ones are looked for at once."""
+_FEW: Final = 64
+"""Broken blocks at least in which free pieces are looked for at once, then as many again."""
+
+_Number = TypeVar("_Number", np.int64, np.uint64)
 
 Ids = NDArray[np.int64]
 Blocks = NDArray[np.int64]
 """Indexes of blocks, dense over all spans."""
+Orders = NDArray[np.uint8]
+"""Orders of folios: 0 for a single page, `BLOCK_ORDER` at most."""
 
 
 class FrameStore:
     """Frames of all spans (sorted by start, aligned to blocks) and the pages in them."""
 
-    def __init__(self, spans: Sequence[Span]) -> None:
+    def __init__(self, spans: Sequence[Span], pages: int) -> None:
+        """pages: how many ids there are."""
         if any(span.start % BLOCK or span.end % BLOCK for span in spans):
             raise ValueError("spans must begin and end at multiples of 512 frames")
         self.spans = tuple(spans)
@@ -55,7 +71,7 @@ class FrameStore:
         """Per span: no block below this one is wholly free."""
         self._free = np.zeros(max((span.node for span in spans), default=0) + 1, np.int64)
         np.add.at(self._free, [span.node for span in spans], [span.frames for span in spans])
-        self.huge = np.zeros(self.blocks, np.bool_)
+        self._order = np.zeros(-(-pages // BLOCK) + 1, np.uint8)
         self.used = np.zeros(self.blocks, np.uint16)
 
     # -- where -----------------------------------------------------------------------------
@@ -122,6 +138,28 @@ class FrameStore:
             result[own] = self._rows[slot[own]]
         return result
 
+    def orders(self, ids: Ids) -> Orders:
+        """uint8, of the shape of `ids`: order of the folio of each page, 0 for what is none."""
+        # Not a page's are FREE, KERNEL and HOLE: they fall on the last entry, which stays 0.
+        orders: Orders = self._order[np.maximum(ids, -1) >> BLOCK_ORDER]
+        return orders
+
+    def within(self, ids: Ids) -> NDArray[np.int64]:
+        """int64, of the shape of `ids`: how many pages of its folio are before each page."""
+        return ids & _TAILS[self.orders(ids)]
+
+    def heads(self, blocks: Blocks) -> NDArray[np.bool_]:
+        """bool[n, 512]: whether each frame of whole blocks holds the first page of a folio."""
+        base = self._base[blocks]
+        result: NDArray[np.bool_] = _HEADS[self.orders(base)]
+        result[base < 0] = False
+        slot = self._slot[blocks]
+        own = slot >= 0
+        if own.any():
+            ids = self._rows[slot[own]]
+            result[own] = (ids >= 0) & (self.within(ids) == 0)
+        return result
+
     def may_hold(self, blocks: Blocks, first: int, end: int) -> NDArray[np.bool_]:
         """bool[n]: whether a block may hold pages first..end-1; certain where it is whole."""
         base = self._base[blocks]
@@ -131,11 +169,28 @@ class FrameStore:
 
     # -- changes -----------------------------------------------------------------------------
 
-    def fill(self, blocks: Blocks, first: int, huge: NDArray[np.bool_]) -> None:
-        """Put consecutive pages from `first` on into free blocks."""
-        self._base[blocks] = first + np.arange(len(blocks)) * BLOCK
-        self.huge[blocks] = huge
+    def fold(self, first: int, orders: Orders) -> None:
+        """Say in folios of which order the pages first, first + 512, ... and the 511 after each
+        are. Only while they are nowhere."""
+        begin = first // BLOCK
+        self._order[begin : begin + len(orders)] = orders
+
+    def fill(self, blocks: Blocks, first: Ids) -> None:
+        """Put 512 consecutive pages into each of some free blocks, from `first` (a multiple of
+        512) on."""
+        self._base[blocks] = first
         self._use(blocks, BLOCK)
+
+    def move(self, old: Pfns, new: Pfns, order: int) -> None:
+        """Move folios of one order, given by their heads, into free frames."""
+        ids = self.ids(old)
+        if order == BLOCK_ORDER:
+            self.clear(self.locate(old))
+            self.fill(self.locate(new), ids)
+        else:
+            frames = spread(old, order)
+            self.put(frames, np.full(len(frames), FREE, np.int64))
+            self.put(spread(new, order), spread(ids, order))
 
     def reserve(self, blocks: Blocks) -> None:
         """Make free blocks the kernel's."""
@@ -154,7 +209,6 @@ class FrameStore:
             self._holder[self._slot[block]] = -1
         self._base[blocks] = FREE
         self._slot[blocks] = -1
-        self.huge[blocks] = False
         self._use(blocks, 0)
         span = np.searchsorted(self._first, blocks, side="right") - 1
         np.minimum.at(self._low, span, blocks)
@@ -214,18 +268,36 @@ class FrameStore:
             self._low[number] = min(lowest, max(at, int(self._low[number])))
         return np.concatenate(found) if found else np.zeros(0, np.int64)
 
-    def find_free(self, node: int, count: int) -> Pfns:
-        """Up to `count` free frames of a node, from broken blocks first."""
+    def find_free(self, node: int, order: int, count: int) -> Pfns:
+        """First frames of up to `count` free pieces of a node that a folio of that order fits
+        into: from broken blocks first, the lowest first."""
+        size = 1 << order
         broken = np.sort(self._holder[self._holder >= 0])
-        broken = broken[(self.node[broken] == node) & (self.used[broken] < BLOCK)]
-        room = np.cumsum(BLOCK - self.used[broken].astype(np.int64))
-        chosen = broken[: int(np.searchsorted(room, count)) + 1]
-        have = int(room[len(chosen) - 1]) if len(chosen) else 0
+        broken = broken[(self.node[broken] == node) & (self.used[broken] <= BLOCK - size)]
+        # As many pieces as there can be at most: what is free need not lie together.
+        most = (BLOCK - self.used[broken].astype(np.int64)) >> order
+        room = np.concatenate(([0], np.cumsum(most)))
+        found = [np.zeros(0, np.uint64)]
+        have = begin = 0
+        while have < count and begin < len(broken):
+            ahead = int(np.searchsorted(room, room[begin] + count - have))
+            end = max(ahead, begin + _FEW, 2 * begin)
+            found.append(self._pieces(broken[begin:end], order))
+            have += len(found[-1])
+            begin = end
         if have < count:
-            whole = self.free_blocks(node, -(-(count - have) // BLOCK))
-            chosen = np.concatenate((chosen, whole))
-        if not len(chosen):
-            return np.zeros(0, np.uint64)
-        block, offset = np.nonzero(self.rows(chosen) == FREE)
-        frames = self.start_of(chosen)[block] + offset
-        return frames[:count].astype(np.uint64)
+            whole = self.free_blocks(node, -(-(count - have) * size // BLOCK))
+            found.append(self._pieces(whole, order))
+        return np.concatenate(found)[:count]
+
+    def _pieces(self, blocks: Blocks, order: int) -> Pfns:
+        """First frames of the free, naturally aligned runs of 2 ** order frames."""
+        free = (self.rows(blocks) == FREE).reshape(-1, BLOCK >> order, 1 << order)
+        block, piece = np.nonzero(free.all(axis=2))
+        return (self.start_of(blocks)[block] + (piece << order)).astype(np.uint64)
+
+
+def spread(heads: NDArray[_Number], order: int) -> NDArray[_Number]:
+    """All frames, or all pages, of folios of one order, from the first of each."""
+    each = np.arange(1 << order).astype(heads.dtype)
+    return (heads[:, None] + each).reshape(-1)

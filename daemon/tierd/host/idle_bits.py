@@ -92,9 +92,8 @@ class IdleBits:
     def _trackable(self, index: Indexes) -> NDArray[np.uint64]:
         """uint64[n]: bits of frames that are heads of user pages, for each word."""
         blocks, back = np.unique(index // BLOCK_WORDS, return_inverse=True)
-        user = self._frames.rows(blocks) >= 0
-        user[self._frames.huge[blocks], 1:] = False
-        packed = np.packbits(user, axis=1, bitorder="little").view(np.uint64)
+        heads = self._frames.heads(blocks)
+        packed = np.packbits(heads, axis=1, bitorder="little").view(np.uint64)
         return packed[back.reshape(-1), index % BLOCK_WORDS]
 
     def _settle(self, index: Indexes, now: float) -> None:

@@ -16,7 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tierd.host import KPF, NO_PFN, MoveOption, Node, Pfns, Span
-from tierd.host.frames import BLOCK, FREE, HOLE, KERNEL, Blocks, FrameStore, Ids
+from tierd.host.frames import (
+    BLOCK,
+    BLOCK_ORDER,
+    FREE,
+    HOLE,
+    KERNEL,
+    Blocks,
+    FrameStore,
+    Ids,
+    Orders,
+    spread,
+)
 from tierd.host.idle_bits import IdleBits
 from tierd.host.workload import Counts, Pattern, Times, WorkloadSpec, pattern
 
@@ -31,6 +42,19 @@ _OPEN: Final = np.int32(-(2**31))
 _USER: Final = KPF.UPTODATE | KPF.LRU | KPF.MMAP | KPF.ANON | KPF.SWAPBACKED
 # Indexed by a page id cut at 0, so that HOLE, KERNEL and FREE count from the end.
 _KIND_FLAGS: Final = np.array([_USER, KPF.NOPAGE, KPF.SLAB, KPF.BUDDY], np.uint64)
+
+
+def _compound_flags() -> NDArray[np.uint64]:
+    """uint64[order, place in a block]. As stable_page_flags() of fs/proc/page.c has it, THP is
+    said of large folios of any order, and of their tails."""
+    flags = np.zeros((BLOCK_ORDER + 1, BLOCK), np.uint64)
+    flags[1:] = KPF.COMPOUND_TAIL | KPF.THP
+    for order in range(1, BLOCK_ORDER + 1):
+        flags[order, :: 1 << order] = KPF.COMPOUND_HEAD | KPF.THP
+    return flags
+
+
+_COMPOUND_FLAGS: Final = _compound_flags()
 
 Statuses = NDArray[np.int32]
 
@@ -92,6 +116,9 @@ class Program:
     first: int
     pages: int
     pattern: Pattern
+    folios: Mapping[int, float]
+    """Share of its memory by the size of the folios, in bytes, that it is in; the rest is in
+    single pages."""
     lifetime: float | None = None
     """Seconds after which it ends and another like it begins; None for never."""
     alive: bool = False
@@ -102,21 +129,21 @@ class Program:
 class Machine:
     """Nodes, frames, programs and idle bits. One thread at a time."""
 
-    def __init__(
-        self, spec: SimulationSpec, huge: float, failures: Failures, kernel_share: float
-    ) -> None:
+    def __init__(self, spec: SimulationSpec, failures: Failures, kernel_share: float) -> None:
         """See `SimulatedHost`. Raises ValueError when the programs do not fit."""
         self._rng = np.random.default_rng(spec.seed)
         self._failures = failures
-        self._huge = huge
         self.nodes = _nodes(spec.nodes)
-        self.frames = FrameStore([span for node in self.nodes for span in node.spans])
+        self.programs = tuple(_programs(spec))
+        self.frames = FrameStore(
+            [span for node in self.nodes for span in node.spans],
+            sum(program.pages for program in self.programs),
+        )
         self.idle = IdleBits(self.frames, self._rng, self._expected)
         for node in self.nodes:
             share = kernel_share if node.cpus else 0.0
             mine = self.frames.of_node(node.id)
             self.frames.reserve(mine[: int(len(mine) * share)])
-        self.programs = tuple(_programs(spec))
         self._firsts = np.array([program.first for program in self.programs], np.int64)
         for index in range(len(self.programs)):
             self.start(index)
@@ -125,12 +152,13 @@ class Machine:
 
     def flags(self, pfn: Pfns) -> NDArray[np.uint64]:
         """uint64[n]: KPF_* bits of each frame."""
-        ids = self.frames.ids(pfn)
+        return self._flags(self.frames.ids(pfn))
+
+    def _flags(self, ids: Ids) -> NDArray[np.uint64]:
         flags = _KIND_FLAGS[np.minimum(ids, 0)]
-        huge = (ids >= 0) & self.frames.huge[self.frames.locate(pfn)]
-        head = pfn % np.uint64(BLOCK) == 0
-        flags[huge & head] |= KPF.COMPOUND_HEAD | KPF.THP
-        flags[huge & ~head] |= KPF.COMPOUND_TAIL | KPF.THP
+        order = self.frames.orders(ids)
+        if np.any(order):
+            flags |= _COMPOUND_FLAGS[order, ids & (BLOCK - 1)]
         return flags
 
     def flags_run(self, start: int, out: NDArray[np.uint64]) -> None:
@@ -140,15 +168,11 @@ class Machine:
             out[:] = self.flags(np.arange(start, start + len(out), dtype=np.uint64))
             return
         block, offset = at
-        if offset + len(out) <= BLOCK and not self.frames.huge[block]:
-            out[:] = _KIND_FLAGS[np.minimum(self.frames.part(block, offset, len(out)), 0)]
+        if offset + len(out) <= BLOCK:
+            out[:] = self._flags(self.frames.part(block, offset, len(out)))
             return
         blocks = np.arange(block, block + (offset + len(out) - 1) // BLOCK + 1)
-        flags = _KIND_FLAGS[np.minimum(self.frames.rows(blocks), 0)]
-        huge = self.frames.huge[blocks]
-        if np.any(huge):
-            flags[huge] |= KPF.COMPOUND_TAIL | KPF.THP
-            flags[huge, 0] ^= KPF.COMPOUND_TAIL | KPF.COMPOUND_HEAD
+        flags = self._flags(self.frames.rows(blocks))
         out[:] = flags.reshape(-1)[offset : offset + len(out)]
 
     def owner(self, ids: Ids) -> NDArray[np.int64]:
@@ -161,12 +185,15 @@ class Machine:
         """Accesses that the folio headed by each frame had to expect between `since` and now."""
         ids = self.frames.at(blocks, offset)
         total = self._accesses(ids, since, now)
-        huge = np.flatnonzero(self.frames.huge[blocks] & (ids >= 0))
-        for begin in range(0, len(huge), 256):
-            part = huge[begin : begin + 256]
-            pages = ids[part, None] + np.arange(BLOCK)
-            each = self._accesses(pages.reshape(-1), np.repeat(since[part], BLOCK), now)
-            total[part] = each.reshape(-1, BLOCK).sum(axis=1)
+        orders = self.frames.orders(ids)
+        for order in np.unique(orders[orders > 0]).tolist():
+            large = np.flatnonzero(orders == order)
+            step = 256 * BLOCK >> order
+            for begin in range(0, len(large), step):
+                part = large[begin : begin + step]
+                pages = spread(ids[part], order)
+                each = self._accesses(pages, np.repeat(since[part], 1 << order), now)
+                total[part] = each.reshape(len(part), -1).sum(axis=1)
         return total
 
     def _accesses(self, ids: Ids, since: Times | None, now: float) -> Counts:
@@ -197,15 +224,19 @@ class Machine:
 
         Returns a status and a new frame (or NO_PFN) per entry, and the base pages moved.
         """
-        blocks = self.frames.locate(pfn)
-        huge = (blocks >= 0) & self.frames.huge[blocks]
-        heads = np.where(huge, pfn - pfn % np.uint64(BLOCK), pfn)
+        ids = self.frames.ids(pfn)
+        heads = pfn - self.frames.within(ids).astype(np.uint64)
         unique, first, back = np.unique(heads, return_index=True, return_inverse=True)
+        orders = self.frames.orders(ids[first])
         status = self._judge(unique, target[first], source[first], options, mems)
         new = np.full(len(unique), NO_PFN, np.uint64)
-        self._move_base(unique, target[first], status, new, huge[first])
-        self._move_huge(unique, target[first], status, new, huge[first])
-        pages = int(np.where(huge[first], BLOCK, 1)[new != NO_PFN].sum())
+        ready = status == _OPEN
+        for order in np.unique(orders[ready]).tolist():
+            for node in np.unique(target[first][ready & (orders == order)]).tolist():
+                mine = np.flatnonzero(ready & (orders == order) & (target[first] == node))
+                new[mine] = self._place(unique[mine], order, node)
+        status[ready] = np.where(new == NO_PFN, -errno.ENOMEM, target[first])[ready]
+        pages = int(np.left_shift(1, orders[new != NO_PFN], dtype=np.int64).sum())
         status, new = status[back.reshape(-1)], new[back.reshape(-1)]
         tails = (heads != pfn) & (new != NO_PFN)
         new[tails] += (pfn - heads)[tails]
@@ -283,56 +314,18 @@ class Machine:
         entry = next(entry for entry in self.nodes if entry.id == node)
         return max(self.frames.free_frames(node) - self.reserve(entry), 0)
 
-    def _move_base(
-        self,
-        heads: Pfns,
-        target: Statuses,
-        status: Statuses,
-        new: Pfns,
-        huge: NDArray[np.bool_],
-    ) -> None:
-        ready = (status == _OPEN) & ~huge
-        for node in np.unique(target[ready]).tolist():
-            mine = np.flatnonzero(ready & (target == node))
-            free = self.frames.find_free(node, min(len(mine), self._room(node)))
-            status[mine] = -errno.ENOMEM
-            mine = mine[: len(free)]
-            ids = self.frames.ids(heads[mine])
-            self._account(ids, heads[mine], node)
-            self.frames.put(heads[mine], np.full(len(mine), FREE, np.int64))
-            self.frames.put(free, ids)
-            self.idle.forget(heads[mine])
-            self.idle.forget(free)
-            status[mine] = node
-            new[mine] = free
+    def _place(self, heads: Pfns, order: int, node: int) -> Pfns:
+        """Move folios of one order to a node; their new heads, NO_PFN where it had no room."""
+        free = self.frames.find_free(node, order, min(len(heads), self._room(node) >> order))
+        heads, left = heads[: len(free)], len(heads) - len(free)
+        self._account(self.frames.ids(heads), heads, node, 1 << order)
+        self.frames.move(heads, free, order)
+        self.idle.forget(spread(heads, order))
+        self.idle.forget(spread(free, order))
+        return np.concatenate((free, np.full(left, NO_PFN, np.uint64)))
 
-    def _move_huge(
-        self,
-        heads: Pfns,
-        target: Statuses,
-        status: Statuses,
-        new: Pfns,
-        huge: NDArray[np.bool_],
-    ) -> None:
-        for entry in np.flatnonzero((status == _OPEN) & huge).tolist():
-            node = int(target[entry])
-            free = self.frames.free_blocks(node, 1)
-            if not len(free) or self._room(node) < BLOCK:
-                status[entry] = -errno.ENOMEM
-                continue
-            head = heads[entry : entry + 1]
-            ids = self.frames.ids(head)
-            self._account(ids, head, node, BLOCK)
-            old = self.frames.locate(head)
-            self.frames.clear(old)
-            self.frames.fill(free, int(ids[0]), np.ones(1, np.bool_))
-            self.idle.forget_blocks(old)
-            self.idle.forget_blocks(free)
-            status[entry] = node
-            new[entry] = self.frames.start_of(free)[0]
-
-    def _account(self, ids: Ids, heads: Pfns, node: int, pages: int = 1) -> None:
-        """Pages per node of each program, as they leave for `node`."""
+    def _account(self, ids: Ids, heads: Pfns, node: int, pages: int) -> None:
+        """Pages per node of each program, as its folios of so many leave for `node`."""
         left = self.frames.node[self.frames.locate(heads)]
         owner = self.owner(ids)
         for index in np.unique(owner).tolist():
@@ -355,8 +348,8 @@ class Machine:
         for node in sorted(self.nodes, key=lambda node: (node.read_latency or 0.0, node.id)):
             want = min(left, self._room(node.id) // BLOCK)
             blocks = self.frames.free_blocks(node.id, want)
-            huge = self._rng.random(len(blocks)) < self._huge
-            self.frames.fill(blocks, first, huge)
+            self.frames.fold(first, _orders(program.folios, self._rng.random(len(blocks))))
+            self.frames.fill(blocks, first + np.arange(len(blocks)) * BLOCK)
             self.idle.forget_blocks(blocks)
             program.resident[node.id] = len(blocks) * BLOCK
             first += len(blocks) * BLOCK
@@ -439,5 +432,13 @@ def _programs(spec: SimulationSpec) -> Iterator[Program]:
             name, cgroup = f"{entry.kind}-{index}", entry.cgroup
             if entry.programs > 1:
                 name, cgroup = f"{name}-{number}", f"{cgroup}/{number}".lstrip("/")
-            yield Program(name, cgroup, first, pages, accesses, entry.lifetime)
+            yield Program(name, cgroup, first, pages, accesses, entry.folios, entry.lifetime)
             first += pages
+
+
+def _orders(folios: Mapping[int, float], draw: NDArray[np.float64]) -> Orders:
+    """uint8[n]: order of the folios of each 512 pages, from a number 0..1 for each."""
+    sizes = sorted(folios, reverse=True)
+    orders = [(size // PAGE).bit_length() - 1 for size in sizes]
+    bounds = np.cumsum([folios[size] for size in sizes])
+    return np.array([*orders, 0], np.uint8)[np.searchsorted(bounds, draw, side="right")]

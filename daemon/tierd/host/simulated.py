@@ -109,15 +109,13 @@ class SimulatedHost:
         spec: SimulationSpec,
         clock: Clock | None = None,
         *,
-        huge: float = 0.25,
         failures: Failures | None = None,
         costs: Costs | None = None,
         cpusets: Mapping[str, frozenset[int]] | None = None,
         absent: Mapping[Feature, str] | None = None,
         kernel_share: float = 0.02,
     ) -> None:
-        """huge: share of the programs' 2 MiB blocks that are one huge page.
-        cpusets: allowed nodes by cgroup path; below it they are inherited.
+        """cpusets: allowed nodes by cgroup path; below it they are inherited.
         absent: features to be reported missing, with the reason.
         kernel_share: share of each node with CPUs that the kernel keeps.
         Raises ValueError when the programs do not fit.
@@ -132,7 +130,7 @@ class SimulatedHost:
         self._inside = 0.0
         self._psi: dict[str, Mapping[str, float]] = {"": dict.fromkeys(PRESSURES, 0.0)}
         self._foreign: tuple[ForeignTierer, ...] = ()
-        self.machine = Machine(spec, huge, failures or Failures(), kernel_share)
+        self.machine = Machine(spec, failures or Failures(), kernel_share)
         self._cgroup_list = self._make_cgroups()
         # Programs of one workload do not end all at once.
         mortal = [i for i, each in enumerate(self.programs) if each.lifetime is not None]

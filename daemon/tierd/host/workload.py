@@ -8,7 +8,7 @@ since it was marked; that is computed for the pages looked at, from their index 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -52,6 +52,8 @@ class WorkloadSpec(Protocol):
     def accesses(self) -> float: ...
     @property
     def cgroup(self) -> str: ...
+    @property
+    def folios(self) -> Mapping[int, float]: ...
 
 
 class Pattern(Protocol):
