@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tierd.host import NO_PFN, Span
 from tierd.hotness import CHUNK, LEVELS, HeatMap, level_rate, rate, rate_bound, recent
+from tierd.hotness.heatmap import READS
 from tierd.hotness.state import (
     CHANGING,
     KNOWN_FROM,
@@ -151,6 +152,22 @@ def test_the_search_finds_the_hottest_and_the_coldest(seed: int, count: int) -> 
         assert (heat.states(found.pfn) == found.state).all()
         cold = np.sort(state[mine & (state >= KNOWN_FROM)])
         assert heat.coldest(nodes, count).state.tolist() == cold[:count].tolist()
+
+
+def test_a_search_that_may_read_a_part_finds_as_many_there_and_goes_on() -> None:
+    heat = HeatMap((Span(0, 0, 16 * CHUNK),))
+    every = np.arange(16 * CHUNK, dtype=np.uint64)
+    hottest, hot = every % 8192 == 0, every % 1024 == 0  # 16 and 128 in each chunk
+    for number in range(8):
+        look(heat, every, hottest | hot & (number % 2 == 0))
+    heat.scan_limit = 2 * READS * CHUNK
+    seen: set[int] = set()
+    for _ in range(16):
+        found = heat.hottest((0,), 100)
+        assert len(found) == 100
+        assert np.count_nonzero(found.pfn % 8192 == 0) == 32
+        seen.update(np.unique(found.pfn // CHUNK).tolist())
+    assert seen == set(range(16))
 
 
 def test_an_aligned_search_finds_only_aligned_frames() -> None:

@@ -38,6 +38,9 @@ STEP: Final = 16
 SCAN_LIMIT: Final = 64 * 1024 * 1024
 """Frames that one search for candidates reads at most, if no less was asked for."""
 
+READS: Final = 4
+"""Times that a search may read the same memory: twice each time that it goes deeper."""
+
 _SHIFT: Final = np.uint16(Q_SHIFT)
 
 
@@ -69,16 +72,17 @@ class Candidates:
         return len(self.pfn)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Want:
-    """What a search is for. looks: bounds of the accesses in the last four looks; left: frames
-    that may still be read."""
+    """What a search is for. looks: bounds of the accesses in the last four looks; low, high:
+    bounds of the state."""
 
     nodes: Collection[int]
     count: int
     looks: tuple[int, int]
     align: int
-    left: int
+    low: int
+    high: int
     hottest: bool
 
 
@@ -264,20 +268,13 @@ class HeatMap:
 
         Only frames in a state of at least `floor` that were accessed in at least `looks` of the
         last four looks. The histogram says how deep to go. Of the last level, whose frames are
-        all but alike, no more are collected than it takes; when the search has read `scan_limit`
-        frames it ends with what it has, and the next one begins where it stopped.
+        all but alike, no more are collected than it takes. Where the best frames lie in more
+        memory than `scan_limit` frames, it is the best of a part of it, and the next search goes
+        on with the next part.
         """
         lowest = int(np.searchsorted(LEVEL_EDGES, floor >> Q_SHIFT, side="right")) - 1
-        want = _Want(nodes, count, (looks, 4), 1, self.scan_limit, hottest=True)
-        found = _Found()
-        for level in _depths(self.histogram(nodes), count, lowest, hottest=True):
-            bottom, top = max(floor, level_state(level)), level_state(level + 1)
-            found = _Found()
-            self._search(want, found, slice(level + 1, LEVELS), top, STATES - 1)
-            self._search(want, found, slice(level, level + 1), bottom, top - 1, last=True)
-            if found.count >= count or want.left <= 0:
-                break
-        return found.best(count, hottest=True)
+        want = _Want(nodes, count, (looks, 4), 1, floor, STATES - 1, hottest=True)
+        return self._search(want, range(LEVELS - 1, max(lowest, 1) - 1, -1))
 
     def coldest(
         self,
@@ -290,31 +287,69 @@ class HeatMap:
         first. Only frames in a state below `ceiling` whose number is a multiple of `align`:
         large folios are aligned to their size. Bounded as `hottest`."""
         highest = int(np.searchsorted(LEVEL_EDGES, (ceiling - 1) >> Q_SHIFT, side="right")) - 1
-        want = _Want(nodes, count, (0, 4), align, self.scan_limit, hottest=False)
-        found = _Found()
-        for level in _depths(self.histogram(nodes), count, highest, hottest=False):
-            bottom, top = level_state(level), min(ceiling, level_state(level + 1))
-            found = _Found()
-            self._search(want, found, slice(1, level), KNOWN_FROM, bottom - 1)
-            self._search(want, found, slice(level, level + 1), bottom, top - 1, last=True)
-            if found.count >= count or want.left <= 0:
-                break
-        return found.best(count, hottest=False)
+        want = _Want(nodes, count, (0, 4), align, KNOWN_FROM, ceiling - 1, hottest=False)
+        return self._search(want, range(1, highest + 1))
 
-    def _search(
-        self, want: _Want, found: _Found, levels: slice, low: int, high: int, *, last: bool = False
-    ) -> None:
-        """Collect frames in states low..high from chunks that have any in `levels`; with `last`
-        only until there are enough."""
-        if levels.start >= levels.stop or (last and found.count >= want.count):
-            return
+    def _search(self, want: _Want, levels: range) -> Candidates:
+        """The best frames, from as many of `levels`, best first, as it takes."""
+        found = _Found()
+        chunks = np.flatnonzero(np.isin(self._node, list(want.nodes)))
+        counts = self._levels[chunks].sum(axis=0, dtype=np.int64)
+        depth = next(_depths(counts[levels], want.count), None)
+        if depth is None:
+            return found.best(0, hottest=want.hottest)
+        holds = self._levels[np.ix_(chunks, levels[: depth + 1])].sum(axis=1, dtype=np.int64)
+        chunks = self._reach(chunks[holds > 0], holds[holds > 0], want.hottest)
+        # What a part of the chunks lacks of the best, its next best make up for.
+        counts = self._levels[chunks].sum(axis=0, dtype=np.int64)
+        done, read = 0, 0
+        for depth in _depths(counts[levels], want.count):
+            read += self._collect(want, found, chunks, levels[done:depth])
+            read += self._collect(want, found, chunks, levels[depth : depth + 1], last=True)
+            if found.count >= want.count or read >= self.scan_limit:
+                break
+            done = depth + 1
+        return found.best(want.count, hottest=want.hottest)
+
+    def _reach(
+        self, chunks: NDArray[np.intp], holds: NDArray[np.int64], hottest: bool
+    ) -> NDArray[np.intp]:
+        """Those of `chunks` that one search may read: half of them those that hold the most of
+        what is searched for, half those whose turn it is, since the others may be passed over
+        for ever by what nobody can move."""
+        frames = self._end[chunks] - self._start[chunks]
+        most = self.scan_limit // READS
+        if frames.sum() <= most:
+            return chunks
+        turn = np.searchsorted(chunks, self._cursor[hottest])
+        reach = np.zeros(len(chunks), np.bool_)
+        for order in (np.argsort(-holds, kind="stable"), np.roll(np.arange(len(chunks)), -turn)):
+            order = order[~reach[order]]
+            count = int(np.searchsorted(np.cumsum(frames[order]), most // 2, side="right"))
+            reach[order[: max(count, 1)]] = True
+        if not reach.all():
+            self._cursor[hottest] = int(chunks[order[min(max(count, 1), len(order) - 1)]])
+        return chunks[reach]
+
+    def _collect(
+        self,
+        want: _Want,
+        found: _Found,
+        chunks: NDArray[np.intp],
+        levels: range,
+        *,
+        last: bool = False,
+    ) -> int:
+        """Add the frames of `levels`, with `last` only until there are enough; returns how many
+        frames were read."""
+        if not len(levels) or (last and found.count >= want.count):
+            return 0
+        low = max(level_state(min(levels)), want.low)
+        high = min(level_state(max(levels) + 1) - 1, want.high)
         enough = want.count + MORE if last else self.frames
-        some = self._levels[:, levels].any(axis=1) & np.isin(self._node, list(want.nodes))
-        chunks = np.flatnonzero(some)
-        chunks = np.roll(chunks, -int(np.searchsorted(chunks, self._cursor[want.hottest])))
-        for chunk in chunks:
-            if want.left <= 0 or found.count >= enough:
-                self._cursor[want.hottest] = int(chunk)
+        read = 0
+        for chunk in chunks[self._levels[np.ix_(chunks, levels)].any(axis=1)].tolist():
+            if found.count >= enough:
                 break
             first = -int(self._start[chunk]) % want.align
             states = self._states[chunk][first :: want.align]
@@ -324,7 +359,8 @@ class HeatMap:
             door = (seen >= want.looks[0]) & (seen <= want.looks[1])
             frames = (at[door] * want.align + (first + self._start[chunk])).astype(np.uint64)
             found.add(frames, state[door])
-            want.left -= len(states)
+            read += len(states)
+        return read
 
     def pick(self, nodes: Collection[int], count: int, random: np.random.Generator) -> Candidates:
         """About `count` known frames of `nodes`, drawn with replacement, each as likely."""
@@ -381,21 +417,20 @@ def _fold(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     return folded
 
 
-def _depths(total: NDArray[np.int64], count: int, limit: int, *, hottest: bool) -> Iterator[int]:
-    """Levels to search down (or up) to: as deep as `count` frames need, then ever deeper,
-    because not every frame of a level passes the test on its last looks."""
-    levels = range(LEVELS - 1, max(limit, 1) - 1, -1) if hottest else range(1, limit + 1)
-    if count <= 0 or not len(levels):
+def _depths(counts: NDArray[np.int64], count: int) -> Iterator[int]:
+    """How deep to search in levels with so many frames each, best first: as deep as `count` need,
+    then ever deeper, because not every frame of a level passes the test on its last looks."""
+    if count <= 0 or not len(counts):
         return
-    below = np.cumsum([int(total[level]) for level in levels])
+    above = np.cumsum(counts)
     wanted = 2 * count
     while True:
-        step = int(np.searchsorted(below, wanted))
-        if step >= len(levels):
-            yield levels[-1]
+        depth = int(np.searchsorted(above, wanted))
+        if depth >= len(counts):
+            yield len(counts) - 1
             return
-        yield levels[step]
-        wanted = 4 * int(below[step])
+        yield depth
+        wanted = 4 * int(above[depth])
 
 
 def _spread(
