@@ -320,18 +320,18 @@ class _Draft:
         self, node: int, guests: NDArray[np.bool_], victims: NDArray[np.bool_], *, own: bool
     ) -> None:
         """Folios with victims of their own size first: only such leave room in one piece. Each
-        size gets its share of what may be promoted, so that none starves the others."""
+        size gets a like share of what may be promoted, so that none starves the others; what is
+        left is for whoever fits, the smallest first: there are victims for them."""
         hot, cold = self.hot, self.cold
-        sizes, index = np.unique(hot.pages[guests], return_inverse=True)
-        weight = np.bincount(index, hot.pages[guests], len(sizes))
-        total = self.left[Direction.PROMOTE]
-        for size, share in zip(sizes[::-1], (weight / weight.sum())[::-1], strict=True):
+        sizes = np.unique(hot.pages[guests])
+        share = self.left[Direction.PROMOTE] // max(len(sizes), 1)
+        for size in sizes[::-1]:
             like = np.flatnonzero(guests & hot.open & (hot.pages == size))
-            like = _prefix(hot.pages, like, max(int(total * share), int(size)))
+            like = _prefix(hot.pages, like, max(share, int(size)))
             same = np.flatnonzero(victims & cold.open & (cold.pages == size))
             self._pair(node, like, same, own=own, same=True)
-        if not own:
-            rest = np.flatnonzero(guests & hot.open & self._fits_somewhere())
+        for size in () if own else sizes:
+            rest = np.flatnonzero(guests & hot.open & self._fits_somewhere() & (hot.pages == size))
             self._pair(node, rest, np.flatnonzero(victims & cold.open), own=False, same=False)
 
     def _pair(
