@@ -82,12 +82,9 @@ class Forecast:
         self._looks = keep * self._looks + idle + met
         self._hits = keep * self._hits + met
         self._new[:] = 0
-        share = np.empty((LEVELS, AGES, SEEN))
-        for age in range(AGES):
-            looks, hits = self._looks[:, age], self._hits[:, age]
-            pooled = _share(looks.sum(axis=1), hits.sum(axis=1), _MIDDLE)
-            for seen in range(SEEN):
-                share[:, age, seen] = _share(looks[:, seen], hits[:, seen], pooled)
+        looks, hits = self._looks, self._hits
+        pooled = _share(looks.sum(axis=2), hits.sum(axis=2), _MIDDLE[:, None])
+        share = _share(looks, hits, pooled[:, :, None])
         share[0] = 0.0  # unknown
         self.table = share.reshape(-1)
 
@@ -95,23 +92,35 @@ class Forecast:
 def _share(
     looks: NDArray[np.float64], hits: NDArray[np.float64], prior: NDArray[np.float64]
 ) -> NDArray[np.float64]:
+    """Like `looks`, whose first axis is the level: shares that rise with it."""
     weight = looks + PRIOR
-    return _rising((hits + PRIOR * prior) / weight, weight)
+    value = (hits + PRIOR * prior) / weight
+    kinds = (value.reshape(LEVELS, -1).T, weight.reshape(LEVELS, -1).T)
+    return _rising(*kinds).T.reshape(looks.shape)
 
 
 def _rising(value: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Isotonic regression (pool adjacent violators): the nearest values that never fall.
+    """Isotonic regression of each row (pool adjacent violators): the nearest values that never
+    fall.
 
     More heat never means less, so what looks like that is chance; and what chance cannot tell
-    apart becomes equal.
+    apart becomes equal. All rows at once: pools that fall are joined until none does.
     """
-    pools: list[tuple[float, float, int]] = []
-    for mean, much in zip(value.tolist(), weight.tolist(), strict=True):
-        pools.append((mean, much, 1))
-        while len(pools) > 1 and pools[-2][0] >= pools[-1][0]:
-            (a, na, la), (b, nb, lb) = pools[-2:]
-            pools[-2:] = [((a * na + b * nb) / (na + nb), na + nb, la + lb)]
-    return np.repeat([pool[0] for pool in pools], [pool[2] for pool in pools])
+    begin = np.arange(value.size)
+    much, total = weight.ravel(), (value * weight).ravel()
+    mean = value.ravel()
+    while True:
+        first = np.ones(len(begin), np.bool_)
+        np.greater(mean[1:], mean[:-1], out=first[1:])
+        first[begin % value.shape[1] == 0] = True
+        if first.all():
+            break
+        joined = np.flatnonzero(first)
+        begin, much = begin[joined], np.add.reduceat(much, joined)
+        total = np.add.reduceat(total, joined)
+        mean = total / much
+    length = np.diff(np.append(begin, value.size))
+    return np.repeat(mean, length).reshape(value.shape)
 
 
 def _cells() -> NDArray[np.uint16]:

@@ -86,13 +86,13 @@ def transitions(phase: int, cooling: int = 0, heating: int = 0) -> NDArray[np.ui
     """uint16[2 * STATES]: the state after a look. Index: accessed * STATES + state.
 
     cooling, heating: indices into `HAZARDS`, for hot frames that become cold and the reverse.
-    Made anew for each pass, in a millisecond: tables for all phases and hazards would be 8 MiB
+    Made anew for each pass, in a fraction of a millisecond: tables for all phases and hazards would be 8 MiB
     and more.
     """
     table = np.empty((2, CODES, LOOKS_MASK + 1), np.uint16)
     for hit, hazard in ((False, cooling), (True, heating)):
-        after = _step(hit, phase, hazard) << np.uint16(AGE_SHIFT)
-        np.bitwise_or(after[:, _RUN[int(hit)] - 1], _SHIFTED[int(hit)], out=table[int(hit)])
+        after = np.take(_step(hit, phase, hazard), _RUN[int(hit)] - 1, axis=1)
+        np.bitwise_or(after, _SHIFTED[int(hit)], out=table[int(hit)])
         unknown = KNOWN_FROM >> AGE_SHIFT
         table[int(hit), :unknown] = round(FIRST[hit] * Q_ONE) << Q_SHIFT | int(hit)
     flat = table.reshape(-1)
@@ -101,21 +101,35 @@ def transitions(phase: int, cooling: int = 0, heating: int = 0) -> NDArray[np.ui
 
 
 def _step(hit: bool, phase: int, hazard: int) -> NDArray[np.uint16]:
-    """uint16[CODES, 4]: q and age after a look that made the run of like outcomes 1, 2, 3 or 4
-    long, by q and age before it. Of the looks nothing else counts."""
-    q, age = _CODE_Q, _CODE_AGE
+    """uint16[CODES, 4]: state without its looks after a look that made the run of like outcomes
+    1, 2, 3 or 4 long, by q and age before it. Of the looks nothing else counts."""
+    less, more, young, older = _steps(hit, hazard)
     goal = Q_MAX if hit else 1
-    dither = (phase + 0.5) / PHASES
-    moved = np.floor(q + _CODE_GAIN * (goal - q) + dither)
-    moved = np.clip(moved, 1, Q_MAX)[:, None]
-    older = np.minimum(age + _grows(age, q, phase), 3)[:, None]
+    exact = _CODE_Q + _CODE_GAIN * (goal - _CODE_Q)
+    up = exact - np.floor(exact) + (phase + 0.5) / PHASES >= 1.0
+    grown = _grows(_CODE_AGE, _CODE_Q, phase) > 0
+    return np.where(up[:, None], more, less) | np.where(grown[:, None], older, young)
+
+
+@lru_cache(maxsize=2)
+def _steps(hit: bool, hazard: int) -> tuple[NDArray[np.uint16], ...]:
+    """Four uint16[CODES, 4], the parts of `_step` that are the same in all phases: q where the
+    dither does not and where it does round it up, age where it does not and where it does grow."""
+    goal = Q_MAX if hit else 1
+    exact = np.floor(_CODE_Q + _CODE_GAIN * (goal - _CODE_Q))
     change = _change(hit, hazard)
     fresh = (_LENGTHS + 0.5) / (_LENGTHS + 1.0) if hit else 0.5 / (_LENGTHS + 1.0)
-    restart = np.rint(change * fresh * Q_ONE + (1 - change) * moved)
-    moved = np.maximum(moved, restart) if hit else np.minimum(moved, restart)
-    older = np.where(change > 0.5, 0, np.minimum(older, OLDEST[hazard]))
-    after: NDArray[np.uint16] = moved.astype(np.uint16) << np.uint16(Q_SHIFT - AGE_SHIFT)
-    return after | older.astype(np.uint16)
+    parts = []
+    for up in (0, 1):
+        moved = np.clip(exact + up, 1, Q_MAX)[:, None]
+        restart = np.rint(change * fresh * Q_ONE + (1 - change) * moved)
+        moved = np.maximum(moved, restart) if hit else np.minimum(moved, restart)
+        parts.append(moved.astype(np.uint16) << np.uint16(Q_SHIFT))
+    for grown in (0, 1):
+        older = np.minimum(_CODE_AGE + grown, 3)[:, None]
+        older = np.where(change > 0.5, 0, np.minimum(older, OLDEST[hazard]))
+        parts.append(older.astype(np.uint16) << np.uint16(AGE_SHIFT))
+    return tuple(parts)
 
 
 def _grows(age: NDArray[np.int64], q: NDArray[np.int64], phase: int) -> NDArray[np.int64]:
@@ -151,7 +165,6 @@ _RUN: Final = (_runs(False), _runs(True))
 _SHIFTED: Final = (_after(False).astype(np.uint16), _after(True).astype(np.uint16))
 
 
-@lru_cache(maxsize=2)
 def _change(hit: bool, hazard: int) -> NDArray[np.float64]:
     """float64[CODES, 4]: probability that a run of like outcomes, 1 to 4 long, is a change of
     mind and not chance (Bayes).
