@@ -294,11 +294,10 @@ class HeatMap:
         """The best frames, from as many of `levels`, best first, as it takes."""
         found = _Found()
         chunks = np.flatnonzero(np.isin(self._node, list(want.nodes)))
-        counts = self._levels[chunks].sum(axis=0, dtype=np.int64)
-        depth = next(_depths(counts[levels], want.count), None)
+        depth = next(_depths(self.histogram(want.nodes)[levels], want.count), None)
         if depth is None:
             return found.best(0, hottest=want.hottest)
-        holds = self._levels[np.ix_(chunks, levels[: depth + 1])].sum(axis=1, dtype=np.int64)
+        holds = self._in(chunks, levels[: depth + 1])
         chunks = self._reach(chunks[holds > 0], holds[holds > 0], want.hottest)
         # What a part of the chunks lacks of the best, its next best make up for.
         counts = self._levels[chunks].sum(axis=0, dtype=np.int64)
@@ -310,6 +309,12 @@ class HeatMap:
                 break
             done = depth + 1
         return found.best(want.count, hottest=want.hottest)
+
+    def _in(self, chunks: NDArray[np.intp], levels: range) -> NDArray[np.int64]:
+        """int64[n]: frames of each chunk in some adjacent levels."""
+        part = self._levels[:, min(levels) : max(levels) + 1]
+        frames: NDArray[np.int64] = part.sum(axis=1, dtype=np.int64)[chunks]
+        return frames
 
     def _reach(
         self, chunks: NDArray[np.intp], holds: NDArray[np.int64], hottest: bool
@@ -348,7 +353,7 @@ class HeatMap:
         high = min(level_state(max(levels) + 1) - 1, want.high)
         enough = want.count + MORE if last else self.frames
         read = 0
-        for chunk in chunks[self._levels[np.ix_(chunks, levels)].any(axis=1)].tolist():
+        for chunk in chunks[self._in(chunks, levels) > 0].tolist():
             if found.count >= enough:
                 break
             first = -int(self._start[chunk]) % want.align

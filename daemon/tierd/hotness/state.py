@@ -86,8 +86,8 @@ def transitions(phase: int, cooling: int = 0, heating: int = 0) -> NDArray[np.ui
     """uint16[2 * STATES]: the state after a look. Index: accessed * STATES + state.
 
     cooling, heating: indices into `HAZARDS`, for hot frames that become cold and the reverse.
-    Made anew for each pass, in a fraction of a millisecond: tables for all phases and hazards would be 8 MiB
-    and more.
+    Made anew for each pass, in half a millisecond: tables for all phases and hazards would be
+    8 MiB and more.
     """
     table = np.empty((2, CODES, LOOKS_MASK + 1), np.uint16)
     for hit, hazard in ((False, cooling), (True, heating)):
@@ -108,7 +108,9 @@ def _step(hit: bool, phase: int, hazard: int) -> NDArray[np.uint16]:
     exact = _CODE_Q + _CODE_GAIN * (goal - _CODE_Q)
     up = exact - np.floor(exact) + (phase + 0.5) / PHASES >= 1.0
     grown = _grows(_CODE_AGE, _CODE_Q, phase) > 0
-    return np.where(up[:, None], more, less) | np.where(grown[:, None], older, young)
+    after: NDArray[np.uint16] = np.where(up[:, None], more, less)
+    after |= np.where(grown[:, None], older, young)
+    return after
 
 
 @lru_cache(maxsize=2)
