@@ -12,7 +12,7 @@ INTRODUCTION = """\
 
 tierd serves these at `/metrics`, on the address that `metrics.listen` of the policy names
 (`127.0.0.1:9709` unless it says otherwise). A scrape hands out the values of the last complete
-cycle; it asks the kernel nothing and never waits for a cycle.
+cycle; it asks the kernel for the process's own figures alone and never waits for a cycle.
 
 Bytes, seconds and ratios from 0 to 1 everywhere. Pages are base pages (4 KiB on x86-64). Labels
 are bounded by the machine and the policy: tiers, nodes, reasons, features, and the classes that
@@ -30,7 +30,7 @@ Two that are worth knowing by heart, both in `rules.yaml`:
 PROCESS = """
 ## The process
 
-The usual `process_*` metrics of Prometheus clients, read once per cycle: {names}.
+The usual `process_*` metrics of Prometheus clients, read at most once per cycle: {names}.
 """
 
 

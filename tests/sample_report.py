@@ -60,6 +60,7 @@ SAMPLE = CycleReport(
     pressure={"memory": 0.01, "cpu": 0.2, "io": 0.03},
     back_off=0.5,
     back_off_causes=("memory",),
+    deferred=False,
     degraded=(),
 )
 

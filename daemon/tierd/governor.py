@@ -24,7 +24,7 @@ RECOVERY: Final = 1.25
 BURST: Final = 1.0
 """Seconds' worth of its rate that a bucket holds."""
 
-OTHERS_SHARE: Final = 0.75
+OTHERS_SHARE: Final = 0.5
 """Of the CPU share: so much of a cycle's at most goes to decisions, reports and whoever asks for
 them, so that sampling does not starve."""
 
@@ -281,6 +281,12 @@ class Budget:
         self._owed -= paid
         self._payable -= paid
         self._cpu.spend(paid)
+
+    @property
+    def in_arrears(self) -> bool:
+        """Whether overhead has had its part of this cycle and owes more: no time for decisions
+        that can wait."""
+        return self._owed > 0
 
     @property
     def tokens(self) -> Sequence[int]:

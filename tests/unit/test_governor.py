@@ -189,8 +189,20 @@ def test_overhead_beyond_its_part_of_a_cycle_is_paid_in_the_next_ones() -> None:
         budget.overhead(0.0)
         left.append(before - budget.cpu)
         budget.spent(0, 0, budget.cpu)
-    # Three quarters of a cycle's 40 ms at most: a quarter is left to sampling in every cycle.
-    assert left == pytest.approx([0.03, 0.03, 0.02, 0.0, 0.0])
+    # Half of a cycle's 40 ms at most: the other half is left to sampling in every cycle.
+    assert left == pytest.approx([0.02, 0.02, 0.02, 0.02, 0.0])
+
+
+def test_decisions_wait_while_earlier_ones_are_not_paid_for() -> None:
+    budget = Budget(1, 1, cpu=0.04, interval=1.0, now=0.0)
+    waiting = []
+    for cycle in range(1, 6):
+        budget.begin(float(cycle), {}, {})
+        budget.overhead(0.004)
+        waiting.append(budget.in_arrears)
+        if not waiting[-1]:
+            budget.overhead(0.05)
+    assert waiting == [False, True, True, False, True]
 
 
 def test_overhead_that_never_ends_is_forgiven_beyond_a_bound() -> None:

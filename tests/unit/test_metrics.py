@@ -178,17 +178,27 @@ def test_label_names_are_bounded() -> None:
     assert {label for metric in METRICS.values() for label in metric.labels} <= allowed
 
 
-def test_a_scrape_asks_the_kernel_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scrape_asks_the_kernel_for_nothing_but_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     exporter = Exporter(None)
     exporter.publish(report())
+    opened: list[str] = []
+    really = builtins.open
 
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise AssertionError(f"a scrape opened {args[0]}")
+    def note(path: object, *args: Any, **kwargs: Any) -> Any:
+        opened.append(str(path))
+        return really(path, *args, **kwargs)  # type: ignore[call-overload]
 
     with monkeypatch.context() as patch:
-        patch.setattr(builtins, "open", refuse)
+        patch.setattr(builtins, "open", note)
         text, _ = exporter.text()
+        first = list(opened)
+        exporter.text()
     assert b"process_resident_memory_bytes" in text
+    assert first
+    assert all(path.startswith("/proc/self/") for path in first)
+    assert opened == first, "a second scrape between two cycles has the same text"
 
 
 def test_a_scrape_never_sees_half_a_cycle() -> None:

@@ -135,7 +135,9 @@ class Engine:
             allowance.demote // host.page_size,
             Reason.BUDGET if allowance.share == 1 else Reason.PRESSURE,
         )
-        plans = self._plan(tally, tiers, limits, now.started)
+        # Deciding later is cheaper than not looking: what overhead owes is paid first.
+        now.deferred = self._budget.in_arrears
+        plans = [] if now.deferred else self._plan(tally, tiers, limits, now.started)
         at = self._clock(tally, "plan", at)
         for each in plans:
             self._carry_out(tally, each, now)
@@ -412,6 +414,7 @@ class Engine:
             move_seconds=tally.seconds,
             tokens={Direction.PROMOTE: promote, Direction.DEMOTE: demote},
             rate=now.rate,
+            deferred=now.deferred,
             threshold=target.rate / tally.window if tally.window > 0 else 0.0,
             cost=self._appraiser.costs,
             residency=self._appraiser.residency(tally.window),

@@ -101,6 +101,8 @@ class CycleReport:
     """Bytes left in each direction's bucket."""
     rate: Mapping[Direction, int]
     """Bytes per second that each direction may use."""
+    deferred: bool
+    """Nothing was planned: decisions so far have cost more than their part of the CPU share."""
     threshold: float
     """Heat (accesses per second) above which a frame belongs in the fast tier."""
     cost: Mapping[Direction, float]

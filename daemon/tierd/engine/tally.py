@@ -148,6 +148,7 @@ class Circumstances:
     rate: dict[Direction, int] = field(default_factory=dict)
     back_off: float = 0.0
     causes: tuple[str, ...] = ()
+    deferred: bool = False
 
 
 def _count(

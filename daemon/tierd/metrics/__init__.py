@@ -141,8 +141,9 @@ class Exporter:
         self._lock = threading.Lock()
         self._values = _Values()
         self._process = ProcessCollector(registry=None)
-        self._process_families: tuple[Family, ...] = ()
         self._snapshot: tuple[Family, ...] = ()
+        self._changed = True
+        """Since the snapshot was taken."""
         self._texts: tuple[tuple[Family, ...], dict[str, bytes]] = ((), {})
         """A snapshot and what it looks like, by content type."""
         self._server: Server | None = None
@@ -150,10 +151,8 @@ class Exporter:
         self.ready = False
         """Whether a cycle has been published."""
         self.registry = CollectorRegistry()
-        self.registry.register(_SnapshotCollector(lambda: self._snapshot))
-        with self._lock:
-            self._initialise()
-            self._take_snapshot(process=True)
+        self.registry.register(_SnapshotCollector(self._current))
+        self._initialise()
 
     @property
     def address(self) -> tuple[str, int] | None:
@@ -188,11 +187,12 @@ class Exporter:
         encode, content_type = choose_encoder(accept)
         # Several scrapers may ask between two cycles; the text is made once for all of them.
         of, texts = self._texts
-        if of is not self._snapshot:
-            of, texts = self._texts = self._snapshot, {}
+        now = self._current()
+        if of is not now:
+            of, texts = self._texts = now, {}
         if content_type not in texts:
             body = encode(self.registry)
-            if of is not self._snapshot:  # a cycle ended meanwhile
+            if of is not self._current():  # a cycle ended meanwhile
                 return body, content_type
             texts[content_type] = body
         return texts[content_type], content_type
@@ -205,7 +205,7 @@ class Exporter:
             self._publish_tiers(report.tiers)
             self._publish_moves(report)
             self._publish_classes(report.classes)
-            self._take_snapshot(process=True)
+            self._changed = True
             self.ready = True
 
     def config_reload(self, ok: bool, when: float) -> None:
@@ -216,14 +216,14 @@ class Exporter:
                 self._values.set("tierd_config_last_reload_success_timestamp_seconds", when)
             else:
                 self._values.add("tierd_config_reload_failures_total", 1)
-            self._take_snapshot()
+            self._changed = True
 
     def capabilities(self, found: CapabilitySet) -> None:
         """What the last probe found."""
         with self._lock:
             for entry in found.entries:
                 self._values.set("tierd_capability_available", entry.available, entry.name)
-            self._take_snapshot()
+            self._changed = True
 
     def count_cycle_failure(self) -> None:
         """A cycle was given up."""
@@ -240,14 +240,16 @@ class Exporter:
     def _count(self, name: str) -> None:
         with self._lock:
             self._values.add(name, 1)
-            self._take_snapshot()
+            self._changed = True
 
-    def _take_snapshot(self, *, process: bool = False) -> None:
-        # The process's own figures are read here, once per cycle, and not by the scrape: a
-        # scrape stays free of system calls on /proc.
-        if process:
-            self._process_families = tuple(self._process.collect())
-        self._snapshot = (*self._values.families(), *self._process_families)
+    def _current(self) -> tuple[Family, ...]:
+        """What is to be told now. Made when it is asked for: there are more cycles than scrapes,
+        and whoever scrapes waits for no cycle, but for the copying of the values."""
+        with self._lock:
+            if self._changed:
+                self._snapshot = (*self._values.families(), *self._process.collect())
+                self._changed = False
+            return self._snapshot
 
     def _initialise(self) -> None:
         """Have every series there whose labels are known, so that rate() sees the first event."""
@@ -381,6 +383,7 @@ class Exporter:
             values.set(f"tierd_{direction}_budget_bytes", tokens)
         held = any(report.skipped.get((direction, Reason.BUDGET), 0) for direction in Direction)
         values.add("tierd_rate_limited_cycles_total", held)
+        values.add("tierd_deferred_plans_total", report.deferred)
         values.add("tierd_wasted_pages_total", report.wasted_pages)
 
     def _publish_classes(self, classes: tuple[ClassReport, ...]) -> None:

@@ -190,6 +190,11 @@ _ALL: Final = (
         "tierd_benefit_accesses_per_second",
         "Accesses by which a promoted page must beat the one it displaces to be worth the moves.",
     ),
+    _counter(
+        "tierd_deferred_plans_total",
+        "Cycles in which nothing was decided, because deciding costs more than half of the CPU"
+        " share: what is too much for one cycle is paid in the next ones.",
+    ),
     _counter("tierd_rate_limited_cycles_total", "Cycles in which a budget held pages back."),
     _counter("tierd_wasted_pages_total", "Base pages demoted soon after their promotion."),
     # classes of the policy
