@@ -93,6 +93,8 @@ def run(gib: int, cycles: int, find: int, shares: Sequence[float]) -> dict[str, 
                 while b"READY=1" not in ready.recv(4096):
                     pass
                 result = {"gib": gib, "share": SHARE, "start": time.perf_counter() - began}
+                # Nobody reads what the daemon says of itself from now on, and it would wait.
+                ready.shutdown(socket.SHUT_RD)
                 result |= follow(daemon, flag)
                 return result
             finally:
