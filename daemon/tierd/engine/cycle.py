@@ -21,7 +21,6 @@ from tierd.engine.watch import Watcher
 from tierd.governor import Budget, Pieces, Thrash
 from tierd.host import NO_PFN, CapabilitySet, CpuTimes, Feature, Host, NodeMemory, Pfns
 from tierd.hotness import SCAN_LIMIT, HeatMap, Seen, rate, rate_bound, recent
-from tierd.ledger import Ledger
 from tierd.movers import Mover, MoveResult
 from tierd.pages import PageReader, PageReason
 from tierd.planner import Direction, Limits, MovePlan, Moves, Reason, Ways, code, plan
@@ -121,6 +120,7 @@ class Engine:
         at = host.cpu_times()
         if self._since is not None:
             self._budget.overhead((at - self._since).total)
+        self._since = None  # not counted twice should this cycle fail
         if self.watcher is not None:
             self.watcher.begin(now.started, pressure)
         self._look(tally)
@@ -157,8 +157,7 @@ class Engine:
         if config.classes != self._config.classes:
             self._book.use(config.classes)
             self._thrash = self._new_thrash(config)
-            # Class indices in the memory of moves would name other classes now.
-            self._scout.moved = {direction: Ledger() for direction in Direction}
+            self._scout.forget_classes()
         self._config = config
 
     def _bound(self, config: Config) -> None:

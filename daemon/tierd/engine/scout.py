@@ -68,18 +68,21 @@ class Scout:
         self._book = book
         self.most = 1 << 20
         """Candidates that are looked up at most, in each direction."""
-        self.moved = {direction: Ledger() for direction in Direction}
+        self.moved: dict[Direction, Ledger]
         """Own moves, by the frame the data is in now."""
         self.refused = Ledger()
         """Folios that the kernel would not move; the owner is the reason's code."""
-        self.persists: NDArray[np.bool_] = np.ones(1, np.bool_)
-        """Per class (the last: none): what it wanted in the cycle before is still accessed."""
-        self._wanted: tuple[Pfns, NDArray[np.int16], NDArray[np.float64]] = (
-            np.zeros(0, np.uint64),
-            np.zeros(0, np.int16),
-            np.zeros(0),
-        )
+        self.persists: NDArray[np.bool_]
+        """Per class (the last: none): what it wanted when it was last asked is still accessed."""
+        self._wanted: tuple[Pfns, NDArray[np.int16], NDArray[np.float64]]
+        self.forget_classes()
         self._random = np.random.default_rng(topology.generation)
+
+    def forget_classes(self) -> None:
+        """The book has other classes now, and their indices would name others."""
+        self.moved = {direction: Ledger() for direction in Direction}
+        self.persists = np.ones(len(self._book.classes) + 1, np.bool_)
+        self._wanted = np.zeros(0, np.uint64), np.zeros(0, np.int16), np.zeros(0)
 
     def candidates(
         self,
