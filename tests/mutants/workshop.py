@@ -39,6 +39,8 @@ class Workshop:
             fcntl.flock(lock, fcntl.LOCK_EX)
             for part in ("src", self._objects):
                 subprocess.run(["cp", "-a", str(self._tree / part), str(self._copy)], check=True)
+        # The kernel without the option is built from the same objects, and may have been the last.
+        shutil.copy(made.kernels[kernel] / "config", self._copy / self._objects / ".config")
         self._pristine = (self._copy / "src" / FILE).read_bytes()
         # The cache may drop the rig's own while we are at it.
         self.selftest = Path(shutil.copy(made.kernels[kernel] / "move_phys_pages", self._copy))
