@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from bench.scale.wire import Wire
 from tierd import commands, config, hotness
 from tierd.engine import Engine
 from tierd.pace import HostPace
+from tierd.planner import Direction
 from tierd.service import Daemon, Options
 from tierd.state import State
 
@@ -35,6 +37,10 @@ FLIGHT = 6
 """Cycles after which all is read that was marked under another share."""
 KNOW = 4
 """Cycles with a whole core after that round, to learn what is hot."""
+PLACE = 300
+"""Most cycles with a whole core to move what was found."""
+RESTING = 0.1
+"""Of the rate limit: a host that promotes less than this is tiered."""
 SETTLE = 30
 """Cycles between two stages."""
 
@@ -108,12 +114,6 @@ class Stages:
         assert self.daemon is not None
         return self.daemon._worker._engine
 
-    def _warm_share(self) -> None:
-        """Let the sampler, and it alone, have a whole core."""
-        engine = self._engine
-        rules = engine._config.migration
-        engine._budget.limit(rules.promote, rules.demote, FULL, engine._config.interval)
-
     def _stages(self, state: State) -> Generator[None, State, None]:
         spec = self._spec
         assert self.daemon is not None
@@ -133,19 +133,34 @@ class Stages:
         tell("end", **memory())
 
     def _warm(self) -> Generator[None, State, None]:
-        """A round over all blocks with a whole core and some more, then the set share."""
+        """With a whole core: a round over all blocks, and what it finds is moved."""
         sampler = self._engine._samplers[0]
-        self._warm_share()
-        cycles, began = 0, self._host.monotonic()
+        began, cycles = self._host.monotonic(), 0
+        yield from self._change_share(FULL)
         while sampler._round._last is None and cycles < MOST_WARM:  # type: ignore[attr-defined]
             cycles += 1
             yield
         for _ in range(KNOW):
             yield
+        placed = yield from self._place()
         seconds = self._host.monotonic() - began
         yield from self._change_share(self._spec.share)
-        status = sampler.status()
-        tell("warm", cycles=cycles, seconds=seconds, coverage=status.coverage)
+        coverage = sampler.status().coverage
+        tell("warm", cycles=cycles, placed=placed, seconds=seconds, coverage=coverage)
+
+    def _place(self) -> Generator[None, State, int]:
+        """Until little is promoted any more, so that a new hot set has no queue before it."""
+        rules = self._engine._config
+        resting = RESTING * rules.migration.promote * rules.interval / self._host.page_size
+        last: deque[int] = deque(maxlen=10)
+        for cycle in range(PLACE):
+            state = yield
+            assert state.report is not None
+            flows = state.report.flows
+            last.append(sum(flow.moved for flow in flows if flow.direction is Direction.PROMOTE))
+            if len(last) == last.maxlen and sum(last) < resting * len(last):
+                return cycle
+        return PLACE
 
     def _change_share(self, share: float) -> Generator[None, State, None]:
         now = self._engine._config
