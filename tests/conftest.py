@@ -8,6 +8,11 @@ import re
 from typing import NoReturn
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says something of the host, and nothing of the code.
+settings.register_profile("tierd", deadline=None)
+settings.load_profile("tierd")
 
 
 def require(name: str, reason: str) -> NoReturn:

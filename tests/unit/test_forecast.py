@@ -84,7 +84,7 @@ def test_a_source_that_sees_no_idle_frames_teaches_nothing() -> None:
 
 
 @given(st.integers(0, 2**32))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_more_heat_never_means_less(seed: int) -> None:
     """Of frames of the same age with the same last looks, whatever the looks found."""
     rng = np.random.default_rng(seed)

@@ -113,7 +113,7 @@ def test_where_much_changes_less_is_believed_of_the_past() -> None:
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_histogram_always_counts_every_frame_in_its_level(data: st.DataObject) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     heat = HeatMap(SPANS)
@@ -133,7 +133,7 @@ def test_the_histogram_always_counts_every_frame_in_its_level(data: st.DataObjec
 
 
 @given(st.integers(0, 2**32), st.integers(1, 400))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_search_finds_the_hottest_and_the_coldest(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)
     heat = HeatMap(SPANS)

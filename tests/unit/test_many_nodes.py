@@ -246,7 +246,7 @@ LOADS = st.lists(
     seed=st.integers(0, 2**16),
     folios=st.sampled_from([{}, {"2MiB": "50%"}, {"16KiB": "30%", "64KiB": "30%", "2MiB": "20%"}]),
 )
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_no_page_is_lost_or_moved_twice_and_floors_caps_and_room_hold(
     loads: list[Workload],
     tiers: tuple[Tier, ...] | None,

@@ -104,7 +104,7 @@ def rows(part: Folios, pfn: np.ndarray) -> np.ndarray:
 
 
 @given(cases())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_budgets_and_room_are_never_exceeded(case: Case) -> None:
     made = case.plan()
     assert made.promote.pages.sum() <= case.limits.promote
@@ -119,7 +119,7 @@ def test_budgets_and_room_are_never_exceeded(case: Case) -> None:
 
 
 @given(cases())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_floors_and_caps_hold(case: Case) -> None:
     made = case.plan()
     n = len(case.owners.floor)
@@ -136,7 +136,7 @@ def test_floors_and_caps_hold(case: Case) -> None:
 
 
 @given(cases())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_only_candidates_that_may_move_are_planned_and_each_once(case: Case) -> None:
     made = case.plan()
     sides = (
@@ -157,7 +157,7 @@ def test_only_candidates_that_may_move_are_planned_and_each_once(case: Case) -> 
 
 
 @given(cases())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_candidate_for_promotion_is_planned_or_counted_under_a_reason(case: Case) -> None:
     made = case.plan()
     skipped = sum(n for (way, _), n in made.skipped.items() if way is Direction.PROMOTE)
@@ -187,7 +187,7 @@ def pairs(case: Case) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 @given(cases())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_promotion_beyond_the_room_beats_every_victim_by_the_factor(case: Case) -> None:
     """Single pages leave in pairs, so that the guests of a node can be matched with its victims;
     if they can in any way, then the hottest with the hottest."""
@@ -204,7 +204,7 @@ def test_a_promotion_beyond_the_room_beats_every_victim_by_the_factor(case: Case
 
 
 @given(cases())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_folio_of_any_size_makes_room_only_for_one_that_beats_it(case: Case) -> None:
     """Room is left over where victims are larger than guests, and colder guests may fill it."""
     case = exchanges_only(case)
@@ -215,7 +215,7 @@ def test_a_folio_of_any_size_makes_room_only_for_one_that_beats_it(case: Case) -
 
 
 @given(cases(), st.floats(0, 3), st.floats(0, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_promotion_wins_less_than_its_cost(case: Case, alone: float, more: float) -> None:
     worth = Worth(alone, alone + more)
     made = replace(case, limits=replace(case.limits, worth=worth)).plan()
@@ -230,7 +230,7 @@ def test_no_promotion_wins_less_than_its_cost(case: Case, alone: float, more: fl
 
 
 @given(cases(), st.integers(0, 79), st.floats(1.0, 100.0))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_more_heat_never_costs_a_folio_its_promotion(case: Case, which: int, more: float) -> None:
     """Among single pages of no class."""
     hot = replace(
@@ -251,7 +251,7 @@ def test_more_heat_never_costs_a_folio_its_promotion(case: Case, which: int, mor
 
 
 @given(cases(), st.integers(0, 79), st.floats(0.0, 1.0))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_less_heat_never_saves_a_folio_from_demotion(case: Case, which: int, left: float) -> None:
     """Among single pages of no class."""
     cold = replace(
@@ -276,7 +276,7 @@ def test_less_heat_never_saves_a_folio_from_demotion(case: Case, which: int, lef
 
 
 @given(cases())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_a_plan_conserves_frames(case: Case) -> None:
     """What leaves one node comes to another, no folio is in both directions, and no node takes
     more than its free frames and what leaves it first (demotions run before promotions)."""

@@ -188,7 +188,7 @@ def test_what_is_freed_leaves_the_replayed_machine(tmp_path: Path) -> None:
 
 
 @given(st.integers(0, 2**32), st.integers(1, 12))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_counts_always_agree_with_the_pages(seed: int, steps: int) -> None:
     rng = np.random.default_rng(seed)
     placement = Placement([Span(5, 0, 256), Span(9, 512, 1024)], [5, 9])

@@ -98,7 +98,7 @@ def alike(a: object, b: object) -> bool:
 
 
 @given(cycles())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_cycle_is_read_as_it_was_written(cycle: Cycle) -> None:
     assert alike(decode_cycle(encode_cycle(cycle)), cycle)
 
