@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tierd.config import Class
 from tierd.host import Host
-from tierd.hotness import HeatMap
+from tierd.hotness import Draws, HeatMap
 from tierd.pages import OwnerTable, PageReader
 from tierd.planner import UNLIMITED, Owners
 from tierd.topology import Topology
@@ -44,7 +44,7 @@ class OwnerBook:
         self._host = host
         self._topology = topology
         self._reader = reader
-        self._random = np.random.default_rng(topology.generation)
+        self._draws = Draws(topology.generation)
         self._age = 0
         self._charged = False
         self._terms: list[tuple[str, int, int]] = []
@@ -98,7 +98,7 @@ class OwnerBook:
 
     def _draw(self, heat: HeatMap) -> None:
         for index, tier in enumerate(self._topology.tiers):
-            pfn = np.unique(heat.pick(tier.nodes, DRAWS, self._random).pfn)
+            pfn = np.unique(heat.pick(tier.nodes, DRAWS, self._draws).pfn)
             if not len(pfn):
                 continue
             info = self._reader.describe(pfn)

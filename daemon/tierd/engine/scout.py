@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tierd.config import Migration
 from tierd.engine.owners import OwnerBook
 from tierd.host import Pfns
-from tierd.hotness import Candidates, HeatMap, level_state
+from tierd.hotness import Candidates, Draws, HeatMap, level_state
 from tierd.ledger import Ledger
 from tierd.pages import PageReader, PageReason
 from tierd.planner import FREE_TO_GO, Direction, Folios, Limits, Owners, Reason, code
@@ -76,7 +76,7 @@ class Scout:
         """Per class (the last: none): what it wanted when it was last asked is still accessed."""
         self._wanted: tuple[Pfns, NDArray[np.int16], NDArray[np.float64]]
         self.forget_classes()
-        self._random = np.random.default_rng(topology.generation)
+        self._draws = Draws(topology.generation)
 
     def forget_classes(self) -> None:
         """The book has other classes now, and their indices would name others."""
@@ -130,7 +130,7 @@ class Scout:
         if not wanted:
             return _NONE
         share = grants.resident[over > 0].sum() / max(int(grants.resident.sum()), 1)
-        drawn = self._heat.pick(fast, min(int(2 * wanted / share), MOST_DRAWN), self._random)
+        drawn = self._heat.pick(fast, min(int(2 * wanted / share), MOST_DRAWN), self._draws)
         return _union([drawn])
 
     def _add_nodes(

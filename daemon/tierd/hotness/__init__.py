@@ -2,11 +2,12 @@
 """Heat of every page frame: two bytes each, in place, vectorised.
 
 `HeatMap` knows frames, not folios: it is told about folio heads, and tails stay unknown to it.
-Pure: no I/O, no clock, no randomness.
+Pure: no I/O, no clock; draws are the same for the same seed.
 """
 
 from __future__ import annotations
 
+from tierd.hotness.draws import Draws
 from tierd.hotness.heatmap import CHUNK, SCAN_LIMIT, Candidates, HeatMap, Seen
 from tierd.hotness.state import LEVELS, level_rate, level_state, rate, rate_bound, recent, settled
 
@@ -15,6 +16,7 @@ __all__ = [
     "LEVELS",
     "SCAN_LIMIT",
     "Candidates",
+    "Draws",
     "HeatMap",
     "Seen",
     "level_rate",

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tierd.host import NO_PFN, Pfns, Span
+from tierd.hotness.draws import Draws
 from tierd.hotness.forecast import Forecast
 from tierd.hotness.state import (
     KNOWN_FROM,
@@ -367,19 +368,22 @@ class HeatMap:
             read += len(states)
         return read
 
-    def pick(self, nodes: Collection[int], count: int, random: np.random.Generator) -> Candidates:
+    def pick(self, nodes: Collection[int], count: int, draws: Draws) -> Candidates:
         """About `count` known frames of `nodes`, drawn with replacement, each as likely."""
         known = self._levels[:, 1:].sum(axis=1, dtype=np.int64)
         known[~np.isin(self._node, list(nodes))] = 0
         if not known.any():
             return Candidates(np.zeros(0, np.uint64), np.zeros(0, np.uint16))
-        draws = random.multinomial(count, known / known.sum())
+        ends = known.cumsum()
+        drawn = np.searchsorted(ends, draws.below(int(ends[-1]), count), side="right")
+        wanted = np.bincount(drawn, minlength=len(known))
         pfns: list[Pfns] = []
         kept: list[NDArray[np.uint16]] = []
-        for chunk in np.flatnonzero(draws):
+        for chunk in np.flatnonzero(wanted):
             states = self._states[chunk]
-            at = random.integers(0, len(states), _tries(draws[chunk], known[chunk], len(states)))
-            at = at[states[at] >= KNOWN_FROM][: draws[chunk]]
+            tries = _tries(wanted[chunk], known[chunk], len(states))
+            at = draws.below(len(states), tries)
+            at = at[states[at] >= KNOWN_FROM][: wanted[chunk]]
             pfns.append((at + self._start[chunk]).astype(np.uint64))
             kept.append(states[at])
         return Candidates(np.concatenate(pfns), np.concatenate(kept))
