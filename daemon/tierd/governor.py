@@ -94,12 +94,16 @@ TRIP_FAST: Final = 1 / 16
 """Share of the faster tier that is wasted within the memory of `Thrash` at which a class is
 stopped in any case."""
 
-OUTLIVE: Final = 1.3
+OUTLIVE: Final = 1.2
 """Times its longest recent life after which a pattern is taken to last."""
 
+LIVES: Final = 4
+"""Lives of a pattern that count as recent."""
+
 LONGEST: Final = 60.0
+MOST_LONGEST: Final = 960.0
 """Seconds after which a stopped class is tried again in any case: candidates near the threshold
-may come and go for ever."""
+may come and go for ever. They double each time, up to the second, until a pattern has lasted."""
 
 MEMORY: Final = 0.8
 """Weight of the past per cycle in the sums that `Thrash` judges by."""
@@ -109,9 +113,10 @@ class Thrash:
     """Stops the promotions of a class that undoes them, restarts it when its pattern lasts.
 
     A page demoted soon after its promotion is waste. The sums of promoted and wasted pages fade,
-    so the judgement is on the last few cycles' worth. A stopped class is observed: when its
-    candidates outlive the time after which they used to change, or, if they never changed, the
-    time that promotions used to last, its pattern is taken to last and promotion begins again.
+    so the judgement is on the last few cycles' worth. All the time it is observed how long what
+    a class wants stays what it wants. A stopped class begins again when that has outlived its last
+    changes, or, if it never changed, the time that promotions used to last. A class whose
+    pattern lasts already is not stopped: what it wasted belongs to an earlier one.
     """
 
     def __init__(self, classes: int, fast: int, limit: int) -> None:
@@ -124,9 +129,10 @@ class Thrash:
         self.stopped = np.zeros(n, np.bool_)
         self._life = np.zeros(n)
         self._changed = np.zeros(n)
-        self._period = np.zeros(n)
+        self._lives = np.zeros((LIVES, n))
         self._persisted = np.zeros(n, np.bool_)
         self._since = np.zeros(n)
+        self._patience = np.full(n, LONGEST)
 
     def update(
         self,
@@ -140,28 +146,37 @@ class Thrash:
         last for pages in none.
 
         promoted, wasted: base pages in this cycle. life: mean seconds between the promotion and
-        the demotion of the wasted ones (0 without any). persists: whether the class's candidates
-        are mostly those of the cycle before. Returns whether a stopped class may go on.
+        the demotion of the wasted ones (0 without any). persists: whether what the class wanted
+        in the cycle before is still accessed.
         """
         self._promoted = self._promoted * MEMORY + promoted
         self._wasted = self._wasted * MEMORY + wasted
         self._life = np.where(wasted > 0, np.maximum(self._life * MEMORY, life), self._life)
+        lasts = self._observe(now, persists)
         trip = (self._wasted >= self._least) & (self._wasted > TRIP * self._promoted)
-        trip &= ~self.stopped
-        gap = now - self._changed
-        ended = self._persisted & ~persists
-        self._period = np.where(ended, np.maximum(0.9 * self._period, gap), self._period)
-        self._persisted = persists
-        self._period = np.where(trip, 0.0, self._period)
-        self._changed = np.where(persists & ~trip, self._changed, now)
-        wait = np.where(self._period > 0, OUTLIVE * self._period, self._life)
+        trip &= ~self.stopped & ~lasts
         self._since = np.where(trip, now, self._since)
-        calm = (now - self._changed >= wait) | (now - self._since >= LONGEST)
-        calm &= self.stopped
+        late = self.stopped & ~lasts & (now - self._since >= self._patience)
+        self._patience[late] = np.minimum(2 * self._patience[late], MOST_LONGEST)
+        calm = late | (self.stopped & lasts)
+        self._patience[calm & lasts] = LONGEST
         self._promoted[calm] = 0
         self._wasted[calm] = 0
         self.stopped = (self.stopped | trip) & ~calm
         return calm
+
+    def _observe(self, now: float, persists: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Whether the pattern of each class has outlived its last ones."""
+        ended = np.flatnonzero(self._persisted & ~persists)
+        self._lives[1:, ended] = self._lives[:-1, ended]
+        self._lives[0, ended] = (now - self._changed)[ended]
+        self._changed = np.where(persists, self._changed, now)
+        self._persisted = persists
+        longest = self._lives.max(axis=0)
+        lasts: NDArray[np.bool_] = persists & (
+            now - self._changed >= np.where(longest > 0, OUTLIVE * longest, self._life)
+        )
+        return lasts
 
 
 PIECES_MOST: Final = 1 << 40

@@ -137,15 +137,37 @@ def step(thrash: Thrash, now: float, promoted: int, wasted: int, *, persists: bo
 
 def test_a_class_that_undoes_its_promotions_stops_and_restarts_when_its_pattern_lasts() -> None:
     thrash = Thrash(1, 10**6, 10_000)
-    assert not step(thrash, 0, 10_000, 0, persists=True)
-    assert not step(thrash, 1, 10_000, 500, persists=True)
-    stopped = [step(thrash, 2 + i, 5_000, 9_000, persists=False) for i in range(3)]
-    assert stopped[-1]
-    for now in range(5, 30):  # it flips every four seconds
+    for now in range(25):  # it flips every four seconds, and what was promoted goes back
+        stopped = step(thrash, now, 5_000, 4_500, persists=now % 4 != 0)
+    assert stopped
+    for now in range(25, 40):
         assert step(thrash, now, 0, 0, persists=now % 4 != 0)
-    for now in range(30, 40):
-        still = step(thrash, now, 0, 0, persists=True)
-    assert not still
+    # The next flips were due at 40 and 44; none comes.
+    stops = [step(thrash, now, 0, 0, persists=True) for now in range(40, 46)]
+    assert stops == [True, False, False, False, False, False]
+
+
+def test_a_class_whose_pattern_lasts_is_not_stopped_for_what_it_wasted_before() -> None:
+    thrash = Thrash(1, 10**6, 10_000)
+    for now in range(9):
+        assert not step(thrash, now, 5_000, 0, persists=now % 4 != 0)
+    for now in range(9, 13):
+        assert not step(thrash, now, 5_000, 0, persists=True)
+    assert not any(step(thrash, now, 5_000, 4_500, persists=True) for now in range(13, 30))
+
+
+def test_a_class_that_goes_on_flipping_is_tried_again_less_and_less_often() -> None:
+    thrash = Thrash(1, 10**6, 10_000)
+    stopped, begins = False, []
+    for now in range(600):
+        was = stopped
+        moved = (0, 0) if was else (5_000, 4_500)
+        stopped = step(thrash, now, *moved, persists=now % 4 != 0)
+        if was and not stopped:
+            begins.append(now)
+    waits = np.diff([0, *begins])
+    assert len(begins) == 3
+    assert (np.diff(waits) > 50).all()
 
 
 def test_it_is_told_which_classes_begin_again() -> None:

@@ -348,7 +348,7 @@ class Engine:
             source, landed = result.moves.source[result.moved], result.landed[result.moved]
             self._book.moved(owner, source, landed, pages)
         self._heat.move(old, new)
-        self._scout.moved_away(old)
+        self._scout.follow(old, new)
         opposite = Direction.DEMOTE if direction is Direction.PROMOTE else Direction.PROMOTE
         before = self._scout.moved[opposite].leave(old, now - self._waste_window)
         # Between three tiers a page moves on in the same direction: its old frame is not it.

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from tierd.config import Migration
 from tierd.engine.owners import OwnerBook
-from tierd.host import Pfns
-from tierd.hotness import Candidates, Draws, HeatMap, level_state
+from tierd.host import NO_PFN, Pfns
+from tierd.hotness import Candidates, Draws, HeatMap, level_state, recent
 from tierd.ledger import Ledger
 from tierd.pages import PageReader, PageReason
 from tierd.planner import FREE_TO_GO, Direction, Folios, Limits, Owners, Reason, code
@@ -49,9 +49,14 @@ MOST_PROTECTED: Final = 1 << 18
 MOST_DRAWN: Final = 1 << 16
 """Frames looked up beyond what a cycle can move, for the sake of floors and caps."""
 
+MOST_WATCHED: Final = 2048
+"""Pages that were wanted of which is known whether they are still accessed."""
+
 PERSISTS: Final = 0.5
-"""Share of the accesses expected of what a class wants that have to come for its pattern to go
-on."""
+"""Of the pages accessed again in two looks in a row as a rule: the share for a pattern to go on."""
+
+USUAL_MEMORY: Final = 0.95
+"""Weight per cycle of the most that was usual."""
 
 _NONE: Final = Candidates(np.zeros(0, np.uint64), np.zeros(0, np.uint16))
 
@@ -73,8 +78,9 @@ class Scout:
         self.refused = Ledger()
         """Folios that the kernel would not move; the owner is the reason's code."""
         self.persists: NDArray[np.bool_]
-        """Per class (the last: none): what it wanted when it was last asked is still accessed."""
-        self._wanted: tuple[Pfns, NDArray[np.int16], NDArray[np.float64]]
+        """Per class (the last: none): what it wants, or did lately, goes on being accessed."""
+        self._wanted: tuple[Pfns, NDArray[np.int64]]
+        self._usual: NDArray[np.float64]
         self.forget_classes()
         self._draws = Draws(topology.generation)
 
@@ -82,7 +88,8 @@ class Scout:
         """The book has other classes now, and their indices would name others."""
         self.moved = {direction: Ledger() for direction in Direction}
         self.persists = np.ones(len(self._book.classes) + 1, np.bool_)
-        self._wanted = np.zeros(0, np.uint64), np.zeros(0, np.int16), np.zeros(0)
+        self._usual = np.zeros(len(self._book.classes) + 1)
+        self._wanted = np.zeros(0, np.uint64), np.zeros(0, np.int64)
 
     def candidates(
         self,
@@ -205,21 +212,33 @@ class Scout:
         refused[known] = reasons[known]
         return refused
 
-    def moved_away(self, pfn: Pfns) -> None:
-        """What was in these frames is elsewhere now."""
-        stays = ~np.isin(self._wanted[0], pfn)
-        self._wanted = tuple(each[stays] for each in self._wanted)  # type: ignore[assignment]
+    def follow(self, old: Pfns, new: Pfns) -> None:
+        """What was in frames `old` is in `new` now, or nobody knows where (NO_PFN)."""
+        pfn = self._wanted[0].copy()
+        at = np.flatnonzero(np.isin(pfn, old))
+        order = np.argsort(old)
+        pfn[at] = new[order[np.searchsorted(old, pfn[at], sorter=order)]]
+        known = pfn != NO_PFN
+        self._wanted = pfn[known], self._wanted[1][known]
 
     def _compare(self, hot: Folios) -> None:
-        """Whether the pages that each class wanted in the cycle before were accessed since as
-        often as was to be expected, or have turned cold."""
+        """Of the pages that each class wants, or did lately, and that were accessed in the look
+        before the last: whether about as many as usual were accessed in the last one too."""
         n = len(self._book.classes) + 1
-        pfn, owner, expected = self._wanted
+        pfn, owner = self._wanted
         state = self._heat.states(pfn)
-        row = np.where(owner < 0, n - 1, owner)[state > 0]
-        met = np.bincount(row, (state & np.uint16(1))[state > 0], n)
-        self.persists = met >= PERSISTS * np.bincount(row, expected[state > 0], n)
-        self._wanted = hot.pfn, hot.owner, -np.expm1(-hot.rate)
+        before = (state & np.uint16(2)) > 0
+        asked = np.bincount(owner[before], minlength=n)
+        again = np.bincount(owner[before], (state & np.uint16(1))[before], n)
+        self._usual = np.maximum(self._usual * USUAL_MEMORY, again / np.maximum(asked, 1))
+        self.persists = again >= PERSISTS * self._usual * asked
+        stays = recent(state) > 0
+        fresh = slice(None, None, len(hot.pfn) // MOST_WATCHED + 1)
+        pfn = np.concatenate([hot.pfn[fresh], pfn[stays]])
+        owner = np.concatenate([np.where(hot.owner < 0, n - 1, hot.owner)[fresh], owner[stays]])
+        pfn, first = np.unique(pfn, return_index=True)
+        step = len(pfn) // MOST_WATCHED + 1
+        self._wanted = pfn[::step], owner[first[::step]]
 
 
 def _union(found: Sequence[Candidates]) -> Candidates:
