@@ -161,9 +161,8 @@ def _count(
     """Add base pages of the chosen entries by flow."""
     if not which.any():
         return
-    pairs, index = np.unique(
-        np.stack([moves.source[which], target[which]], axis=1), axis=0, return_inverse=True
-    )
-    pages = np.bincount(index.reshape(-1), moves.pages[which], len(pairs))
-    for (source, end), count in zip(pairs.tolist(), pages.tolist(), strict=True):
-        counter[direction, source, end] += int(count)
+    source, end = moves.source[which].astype(np.int64), target[which].astype(np.int64)
+    nodes = int(max(source.max(), end.max())) + 1
+    pages = np.bincount(source * nodes + end, moves.pages[which])
+    for flow in np.flatnonzero(pages).tolist():
+        counter[direction, flow // nodes, flow % nodes] += int(pages[flow])
