@@ -23,6 +23,10 @@ from .ways import Way
 SIZE_MIB: Final = 256
 HOT_MIB: Final = 48
 WATCH_MS: Final = 250
+CPU: Final = 1
+"""Where the program runs."""
+TICK_US: Final = 10_000
+"""How old a translation in its CPU may be; see tick.c."""
 SLICE: Final = 1.0
 """Seconds with the way held still and as long with it at work, `PAIRS` times."""
 PAIRS: Final = 8
@@ -99,7 +103,7 @@ COUNTERS: Final = (
 
 def run(guest: Guest, way: Way, manners: Sequence[Manner]) -> Iterator[Trial]:
     """Boot is done; switch the way on and run a trial for each manner."""
-    for name in ("access", "watch"):
+    for name in ("access", "tick", "watch"):
         guest.put(f"/usr/local/bin/{name}", loads.binary(name), 0o755)
     way.start(guest)
     for manner in manners:
@@ -147,9 +151,10 @@ class Program:
     def __init__(self, guest: Guest, manner: Manner) -> None:
         self._guest = guest
         self._process = guest.popen(
-            f"exec access window {SIZE_MIB} --hot {HOT_MIB} --node 1 --report 250 "
+            f"exec taskset --cpu-list {CPU} access window {SIZE_MIB} --hot {HOT_MIB} --node 1 --report 250 "
             f"--pause {manner.pause}"
         )
+        self._tick = guest.popen(f"exec tick {CPU} {TICK_US}")
         ready = self._process.readline(timeout=240).split()
         self.began = now_ms(guest)
         self.pid, self.address = int(ready[1]), int(ready[2], 0)
@@ -188,6 +193,7 @@ class Program:
         self._guest.run(f"kill -USR2 {self.pid}", check=True)
         loads.wait(lambda: "pages bad" in self._process.stdout, 120, "no answer")
         assert self._last("pages") == "pages bad 0", self._last("pages")
+        self._tick.kill()
         self._process.kill()
 
     def _last(self, word: str) -> str:
