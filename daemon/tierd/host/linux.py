@@ -152,8 +152,8 @@ class LinuxHost:
 
     def node_memory(self) -> tuple[NodeMemory, ...]:
         """Room on each node now."""
-        root = self._sys / "devices/system/node"
-        online = sorted(sysfs.parse_list(sysfs.read_text(root / "online"))) or [0]
+        text = sysfs.read_text(f"{self._sys}/devices/system/node/online")
+        online = sorted(sysfs.parse_list(text)) or [0]
         now = self.monotonic()
         if self._watermarks is None or now >= self._watermarks_until:
             self._watermarks = sysfs.watermarks(self._proc)
@@ -176,10 +176,9 @@ class LinuxHost:
     def pressure(self, cgroup: str = "") -> Mapping[str, float]:
         """PSI, "some avg10" (Documentation/accounting/psi.rst), as ratios by resource."""
         if cgroup:
-            base = self._cgroup / cgroup
-            files = {name: base / f"{name}.pressure" for name in PRESSURES}
+            files = {name: f"{self._cgroup}/{cgroup}/{name}.pressure" for name in PRESSURES}
         else:
-            files = {name: self._proc / "pressure" / name for name in PRESSURES}
+            files = {name: f"{self._proc}/pressure/{name}" for name in PRESSURES}
         found = {name: sysfs.pressure(path) for name, path in files.items()}
         return {name: ratio for name, ratio in found.items() if ratio is not None}
 
