@@ -88,7 +88,7 @@ def test_a_source_that_sees_no_idle_frames_teaches_nothing() -> None:
 def test_more_heat_never_means_less(seed: int) -> None:
     """Of frames of the same age with the same last looks, whatever the looks found."""
     rng = np.random.default_rng(seed)
-    forecast = Forecast()
+    forecast = Forecast(0)
     for _ in range(rng.integers(1, 4)):
         state = rng.integers(64, 65536, rng.integers(1, 5000)).astype(np.uint16)
         forecast.enter(state, rng.random(len(state)) < rng.random())

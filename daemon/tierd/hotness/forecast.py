@@ -45,13 +45,22 @@ FADE: Final = 0.98
 """What is left of the memory after a pass in any case."""
 
 
+ENOUGH: Final = 16_384
+"""Looks from which it is worth the while to learn from them, and an eighth of all frames at most:
+a host that looks at a few frames in each pass need not pay for it each time."""
+
+
 class Forecast:
     """Learned share of looks that find a frame accessed, by level, age and recent looks."""
 
-    def __init__(self) -> None:
+    def __init__(self, frames: int) -> None:
+        """frames: of all memory."""
+        self._enough = min(ENOUGH, frames // 8)
         self._looks = np.zeros((LEVELS, AGES, SEEN))
         self._hits = np.zeros((LEVELS, AGES, SEEN))
         self._new = np.zeros((2, CELLS), np.int64)
+        self._entered = 0
+        self._changed = 0.0
         self.table: NDArray[np.float64] = np.repeat(_MIDDLE, AGES * SEEN)
         """float64[CELLS]: the share by kind of state."""
 
@@ -61,6 +70,7 @@ class Forecast:
         kind = _CELL[state] + np.multiply(hit, CELLS, dtype=np.intp)
         new = np.bincount(kind, minlength=2 * CELLS).reshape(2, CELLS)
         self._new += new
+        self._entered += len(state)
         idle, met = new
         settled = _SETTLED * (idle + met)
         return int(settled.sum()), float(settled @ self.table), int(met @ _SETTLED)
@@ -73,8 +83,13 @@ class Forecast:
         return rate
 
     def learn(self, changed: float = 0.0) -> None:
-        """Make the forecasts of the next pass from what has been entered. changed: share of the
-        frames, 0..1, whose states are about what they were; so is the memory."""
+        """Make the forecasts of the next pass from what has been entered, as soon as that is
+        enough. changed: share of the frames, 0..1, whose states are about what they were; so is
+        the memory."""
+        self._changed = 1 - (1 - self._changed) * (1 - changed)
+        if self._entered < self._enough:
+            return
+        changed, self._changed, self._entered = self._changed, 0.0, 0
         idle, met = self._new.reshape(2, LEVELS, AGES, SEEN)
         keep = np.clip(
             (MOST - idle - met) / np.maximum(self._looks, 1.0), 0.0, FADE * (1 - changed)

@@ -144,7 +144,7 @@ class HeatMap:
         self._cursor = {True: 0, False: 0}
         self._pass = 0
         self._hazards = 0, 0
-        self.forecast = Forecast()
+        self.forecast = Forecast(sum(span.frames for span in spans))
 
     # -- what is known ---------------------------------------------------------------------
 
