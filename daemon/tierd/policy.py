@@ -98,6 +98,11 @@ class Target:
     heating: float
 
     @property
+    def demands(self) -> bool:
+        """Whether headroom asks for demotions."""
+        return any(frames > 0 for frames in self.need.values())
+
+    @property
     def rate(self) -> float:
         """Accesses per window at the threshold."""
         return level_rate(self.level)

@@ -101,6 +101,8 @@ class Engine:
         self.watcher: Watcher | None = None
         """Told of everything seen and moved; may be changed between two cycles."""
         self._targets: tuple[Target, ...] = ()
+        self._nothing_to_do = False
+        """The last plan found no candidates; there are none before something was looked at."""
 
     # -- what the service calls --------------------------------------------------------------
 
@@ -137,7 +139,8 @@ class Engine:
         )
         # Deciding later is cheaper than not looking: what overhead owes is paid first.
         now.deferred = self._budget.in_arrears
-        plans = [] if now.deferred else self._plan(tally, tiers, limits, now.started)
+        idle = self._nothing_to_do and not tally.seen and not any(t.demands for t in self._targets)
+        plans = [] if now.deferred or idle else self._plan(tally, tiers, limits, now.started)
         at = self._clock(tally, "plan", at)
         for each in plans:
             self._carry_out(tally, each, now)
@@ -240,10 +243,12 @@ class Engine:
     ) -> list[MovePlan]:
         """One plan for each boundary, the fastest first; together they keep within `limits`."""
         plans: list[MovePlan] = []
+        self._nothing_to_do = not self._book.classes
         resident = self._book.resident
         taken: Pfns = np.zeros(0, np.uint64)
         filled: Counter[int] = Counter()  # frames of each node that the plans so far take
         for target in self._targets:
+            target = _with_less_room(target, filled)
             # Floors and caps are of the fastest tier, whatever lies below it.
             grants = self._book.grants(
                 resident[target.fast], self._thrash.stopped, bounded=target.fast == 0
@@ -256,8 +261,8 @@ class Engine:
                 now,
                 cold_evidence=self._cold_evidence,
             )
+            self._nothing_to_do &= not len(hot.pfn)
             ways = self._ways(target, tiers, filled)
-            target = _with_less_room(target, filled)
             worth = self._appraiser.worth(target.fast, tally.window)
             limits = replace(limits, worth=worth)
             made = plan(target, hot.without(taken), cold.without(taken), grants, ways, limits)

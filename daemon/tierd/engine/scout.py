@@ -108,7 +108,12 @@ class Scout:
         fast = tiers[target.fast].nodes
         wanted = SEARCH_SHARE * limits.promote if tiers[target.fast].targets else 0
         hot = self._heat.hottest(slow, min(wanted, self.most), level_state(1), DOOR)
-        due = SEARCH_SHARE * sum(target.need.values()) + len(hot)
+        hot_folios = self._describe(hot, slow, fast, Direction.PROMOTE, rules, now)
+        guests = len(hot)
+        if len(fast) == 1:  # of several nodes a cpuset may allow just one that is full
+            pages = int(hot_folios.pages[hot_folios.refused == FREE_TO_GO].sum())
+            guests = min(guests, max(pages - sum(target.room.values()), 0))
+        due = SEARCH_SHARE * sum(target.need.values()) + guests
         if self._book.classes:  # a class above its cap is due whatever the others do
             due = SEARCH_SHARE * limits.demote
         # The coldest may all be protected by floors: look beyond them.
@@ -117,8 +122,7 @@ class Scout:
         cold = self._heat.coldest(fast, due) if cold_evidence and due else _NONE
         if len(fast) > 1 and len(cold):
             cold = self._add_nodes(cold, target.need, len(hot), due)
-        hot_folios = self._describe(hot, slow, fast, Direction.PROMOTE, rules, now)
-        if cold_evidence:
+        if cold_evidence and guests:
             cold = self._add_large(cold, fast, hot_folios)
         cold_folios = self._describe(cold, fast, slow, Direction.DEMOTE, rules, now)
         if cold_evidence:
