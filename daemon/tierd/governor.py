@@ -24,6 +24,10 @@ RECOVERY: Final = 1.25
 BURST: Final = 1.0
 """Seconds' worth of its rate that a bucket holds."""
 
+CPU_BURST: Final = 4.0
+"""Cycles' worth of the CPU share that may be saved up: where it is small beside what looks cost
+whatever their size, they come less often and are larger."""
+
 OTHERS_SHARE: Final = 0.5
 """Of the CPU share: so much of a cycle's at most goes to decisions, reports and whoever asks for
 them, so that sampling does not starve."""
@@ -242,7 +246,7 @@ class Budget:
         burst = max(BURST, interval)
         self._promote = TokenBucket(promote, promote * burst, now)
         self._demote = TokenBucket(demote, demote * burst, now)
-        self._cpu = TokenBucket(cpu, cpu * 2 * interval, now)
+        self._cpu = TokenBucket(cpu, cpu * CPU_BURST * interval, now)
         self._part = cpu * interval
         """CPU seconds that the share is in one cycle."""
         self._payable = 0.0
@@ -255,7 +259,7 @@ class Budget:
         burst = max(BURST, interval)
         self._promote.limit(promote, promote * burst)
         self._demote.limit(demote, demote * burst)
-        self._cpu.limit(cpu, cpu * 2 * interval)
+        self._cpu.limit(cpu, cpu * CPU_BURST * interval)
         self._part = cpu * interval
 
     def begin(
@@ -278,8 +282,8 @@ class Budget:
 
     @property
     def cpu(self) -> float:
-        """CPU seconds that sampling may use in this cycle."""
-        return max(self._cpu.tokens, 0.0)
+        """CPU seconds that sampling may use in this cycle; negative where it owes some."""
+        return self._cpu.tokens
 
     def spent(self, promoted: int, demoted: int, cpu: float) -> None:
         """Bytes that were moved or tried, CPU seconds of sampling."""

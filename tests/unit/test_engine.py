@@ -114,6 +114,9 @@ class Machine:
     def status(self) -> SamplerStatus:
         return SamplerStatus("fake", 1.0, 1.0, 1.0)
 
+    def forget(self, pfn: Pfns) -> None:
+        pass
+
     def close(self) -> None:
         self.looks = -1
 

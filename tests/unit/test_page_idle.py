@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fakehost import hot_only, machine, pages_of, topology_of
 from tierd.config import Sampling, Window, Workload
-from tierd.host import KPF, KernelError, Span
+from tierd.host import KPF, KernelError, MoveOption, Span
 from tierd.host.simulated import Costs, SimulatedHost
 from tierd.samplers import SampleBatch, Sampler
 from tierd.samplers.idle_active import SLOW_SHARE, Active
@@ -599,3 +599,21 @@ def test_the_wait_for_a_second_look_is_what_blocks_that_have_become_hot_really_w
         waits += [turn - came[block] + 1 for block in chosen.tolist()]
         table.release(chosen)
     assert active.wait == pytest.approx(np.mean(waits[-1000:]), rel=0.3)
+
+
+def test_frames_that_were_moved_away_are_not_taken_for_hot_ones() -> None:
+    """A free frame reads as accessed, and a block that was hot as a whole would be believed."""
+    host = machine(workloads=(Workload(kind="uniform", size="128MiB", accesses=1e8),), folios={})
+    source = sampler(host)
+    for _ in range(4):
+        sample(host, source)
+    frames = pages_of(host, 0)
+    frames = frames[host.flags(frames) & KPF.LRU != 0]
+    where = host.machine.frames
+    node = where.node[where.locate(frames)].astype(np.int32)
+    result = host.move_phys_pages(frames, 1 - node, node, MoveOption(0))
+    gone = frames[result.status == 1 - node]
+    assert len(gone) > 1000
+    source.forget(gone)
+    for _ in range(4):
+        assert not np.isin(gone, looked(sample(host, source))).any()

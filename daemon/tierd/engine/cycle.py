@@ -354,6 +354,8 @@ class Engine:
             self._book.moved(owner, source, landed, pages)
         self._heat.move(old, new)
         self._scout.follow(old, new)
+        for sampler in self._samplers:
+            sampler.forget(old)
         opposite = Direction.DEMOTE if direction is Direction.PROMOTE else Direction.PROMOTE
         before = self._scout.moved[opposite].leave(old, now - self._waste_window)
         # Between three tiers a page moves on in the same direction: its old frame is not it.

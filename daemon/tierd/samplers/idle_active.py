@@ -14,6 +14,8 @@ from tierd.samplers.idle_looks import HUGE
 
 SURE: Final = 2
 """Looks in a row that must tell the same before a block has no precedence any more."""
+PLAIN: Final = 128
+"""Accessed share (of 255) from which a block is hot by the most of it."""
 SLOW_SHARE: Final = 0.6
 """Of the active blocks' part: for those outside the fastest tier, which may be promoted."""
 HUGE_SHARE: Final = 0.15
@@ -75,9 +77,23 @@ class Active:
         self._since = np.concatenate((self._since, since.astype(np.uint32)))
         self._count += len(blocks)
 
-    def choose(self, turn: int, capacity: float) -> Blocks:
+    def urgent(self) -> float:
+        """Units of a full look at the blocks that choose(urgent=True) chooses from."""
+        self._gather()
+        blocks = self._block[:CHOICE].astype(np.int64)
+        blocks = blocks[self._is_urgent(blocks) & ~self._table.busy(blocks)]
+        return float(full_units(self._table.kind(blocks), self._table.heads(blocks)).sum())
+
+    def _is_urgent(self, blocks: Blocks) -> NDArray[np.bool_]:
+        """Outside the fastest tier, and most of it has just become hot: the second look decides."""
+        table = self._table
+        hot = (table.share(blocks) >= PLAIN) & (table.calm(blocks) < SURE)
+        slow: NDArray[np.bool_] = hot & ~table.fast(blocks) & (table.kind(blocks) != HUGE)
+        return slow
+
+    def choose(self, turn: int, capacity: float, *, urgent: bool = False) -> Blocks:
         """The most promising blocks worth at most `capacity` units, taken off the list for a
-        full look; `turn` is the number of the present call.
+        full look; `turn` is the number of the present call. urgent: only such blocks.
 
         Promising is what may have to move: the more accessed outside the fastest tier, the
         less accessed inside. Each block gains by waiting, so that all have their turn.
@@ -88,11 +104,14 @@ class Active:
         front, since = self.front(CHOICE)
         quick = table.fast(front)
         huge = table.kind(front) == HUGE
-        parts = (
+        parts = [
             (~quick & huge, SLOW_SHARE * HUGE_SHARE),
             (~quick & ~huge, SLOW_SHARE),
             (quick, 1.0),
-        )
+        ]
+        if urgent:
+            now = self._is_urgent(front)
+            parts = [(now, 1.0), (~now, 0.0)]
         fresh = front[~quick & (table.share(front) > 0) & (table.calm(front) < SURE)]
         taken: list[Blocks] = []
         spent = 0.0

@@ -71,6 +71,13 @@ class BlockTable:
         run = np.searchsorted(self._begin, blocks, side="right") - 1
         return ((self._block[run] + blocks - self._begin[run]) * BLOCK).astype(np.uint64)
 
+    def holding(self, pfn: Pfns) -> tuple[Blocks, NDArray[np.int64]]:
+        """int64[k] each: the blocks that these frames (in any order) are in, sorted, and how many
+        of them are in each."""
+        number, count = np.unique((pfn // np.uint64(BLOCK)).astype(np.int64), return_counts=True)
+        run = np.searchsorted(self._block, number, side="right") - 1
+        return self._begin[run] + number - self._block[run], count
+
     def fast(self, blocks: Blocks) -> Bools:
         """bool[n]: whether each block is in the fastest tier."""
         quick: Bools = self._quick[np.searchsorted(self._begin, blocks, side="right") - 1]

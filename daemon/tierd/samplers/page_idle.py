@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tierd.config import Sampling
-from tierd.host import Host
+from tierd.host import Host, Pfns
 from tierd.samplers import SampleBatch, SamplerStatus
-from tierd.samplers.idle_active import SURE, Active
+from tierd.samplers.idle_active import PLAIN, SURE, Active
 from tierd.samplers.idle_blocks import Blocks, BlockTable
 from tierd.samplers.idle_cost import UNIT_BLOCK, UNIT_PEEK, UNIT_WORD, Costs, full_units
 from tierd.samplers.idle_looks import (
@@ -35,6 +35,7 @@ from tierd.samplers.idle_looks import (
     EMPTY,
     HUGE,
     MIXED,
+    SMALL,
     UNKNOWN,
     USED,
     Known,
@@ -55,8 +56,6 @@ GROUP_WORDS: Final = 1024
 
 CALM: Final = 3
 """Looks in a row that must tell the same before a block counts as calm."""
-PLAIN: Final = 128
-"""Accessed share from which a block that was idle makes one look at its neighbours too."""
 DIFFERENT: Final = 32
 """Of 255: so much must the accessed share differ to count as a change."""
 IDLE: Final = 8
@@ -82,9 +81,14 @@ MOST_AROUND: Final = 16_384
 GLANCE: Final = 0.5
 """Seconds that the first call may wait for a first glance."""
 
-PEEKS: Final = 512
+PEEKS: Final = 32
 """With more empty blocks than this only every so many-th of them (at most every eighth) is peeked
 at in a call: a peek tells little and costs a call to the kernel."""
+
+FILLED: Final = 16 * 2**20
+FILLED_SHARE: Final = 1 / 256
+"""Free memory taken since the last call, in bytes and as a share of all, after which every empty
+block is peeked at in a round of the sweep."""
 
 SLICE: Final = 4096
 """Blocks of which a stream chooses at once."""
@@ -96,12 +100,17 @@ _EIGHT: Final = np.uint64(0x0101010101010101)
 FIRST_PART: Final = 0.2
 """Of the first call's budget: for learning what looks cost."""
 
+WORTH: Final = 1.5
+"""Times what looks cost whatever their size: less is not worth beginning any, and is saved up."""
+MOST_SAVED: Final = 3
+"""Calls in a row that begin no look for that."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Look:
     """Blocks marked together. words and masks are None for a look at all frames.
 
-    fair: the blocks came in turn, so that they are a fair sample of all of them.
+    fair: those blocks (sorted) that came in turn, so that they are a fair sample of all of them.
     cpu: seconds that marking took.
     """
 
@@ -109,7 +118,7 @@ class _Look:
     words: NDArray[np.uint8] | None
     masks: NDArray[np.uint64] | None
     marked: float
-    fair: bool
+    fair: Blocks
     cpu: float
 
 
@@ -137,7 +146,11 @@ class PageIdleSampler:
         fast = sum(topology.frames_of(node) for node in topology.tiers[0].nodes)
         self._tuner = WindowTuner(sampling.window.min, sampling.window.max, fast)
         self._costs = Costs(self._table)
-        self._carry = 0.0
+        self._share = sampling.cpu
+        self._choosing = 0.0
+        self._saved = 0
+        self._free: dict[int, int] = {}
+        self._filling = 0
         self._pass = 0
         self._last_call: float | None = None
         self._gap = 0.0
@@ -159,16 +172,13 @@ class PageIdleSampler:
         window = self._tuner.window
         spent = yield from self._harvest(window - self._gap / 2)
         # Nothing is known of the costs at first: learn them by a small part of the budget.
-        allowed = max(cpu_budget + self._carry, 0.0) * (FIRST_PART if first else 1.0)
-        spent += self._begin(allowed / self._costs.full)
+        spent += self._begin((cpu_budget - spent) * (FIRST_PART if first else 1.0))
         if first or window < self._gap / 2:
             # At the start a glance shows which blocks deserve the first full looks.
             self._host.sleep(self._tuner.least if first else window)
             spent += yield from self._harvest(0.0)
         if first:
-            spent += self._begin(max(cpu_budget - spent, 0.0) / self._costs.full)
-        carry = self._carry + cpu_budget - spent
-        self._carry = min(max(carry, -4 * cpu_budget), cpu_budget / 4)
+            self._begin(cpu_budget - spent)
         self._tuner.step(self._host.monotonic(), self._gap, self._users)
 
     def status(self) -> SamplerStatus:
@@ -180,6 +190,17 @@ class PageIdleSampler:
         # A round's wait at most for the first look, then the wait for a second one.
         find = seconds + 2 * window + self._active.wait * self._gap
         return SamplerStatus(self.name, window, coverage, seconds, share, find)
+
+    def forget(self, pfn: Pfns) -> None:
+        """Free frames read as accessed: their blocks are not taken for wholly used any more."""
+        table = self._table
+        blocks, gone = table.holding(pfn)
+        whole = table.kind(blocks) == SMALL
+        blocks, left = blocks[whole], (BLOCK - gone[whole]).astype(np.uint16)
+        self._count(blocks, -1)
+        table.learn(blocks, np.full(len(blocks), MIXED, np.uint8), table.share(blocks))
+        table.learn_layout(blocks, left, left)
+        self._count(blocks, +1)
 
     def close(self) -> None:
         """Stop the threads. Idle flags that are left do no harm: the next access clears them."""
@@ -210,10 +231,11 @@ class PageIdleSampler:
                 told = zip(part, seen, strict=True)
                 batches = [self._apply(look, each, now) for look, each in told]
                 due = due[self._threads :]
+                yield from (batch for batch in batches if len(batch.pfn))
+                # What the caller makes of the batches is part of what looks cost.
                 used = (self._host.cpu_times() - before).total
                 self._learn(part, seen, used)
                 spent += used
-                yield from (batch for batch in batches if len(batch.pfn))
         finally:
             self._flight += due  # the caller left, or the kernel refused: read them next time
         return spent
@@ -251,6 +273,7 @@ class PageIdleSampler:
             changed = risen | ((before >= HOT) & (share < HOT))
             fresh = (kind == UNKNOWN) | (kind == USED)
             share = np.where(changed | fresh, share, before)
+            # Neighbours of a block that is hot by the most of it are looked at, too.
             # One frame of a small page in eight is chance; so is a huge page that is accessed
             # now and then, unless it has been idle for long.
             small = (kind != HUGE) & (seen.kind != HUGE) & (share >= PLAIN)
@@ -264,8 +287,8 @@ class PageIdleSampler:
         table.release(blocks)
         self._active.add(blocks[active], self._pass)
         self._count(blocks, +1)
-        if look.fair:
-            self._note(blocks)
+        if len(look.fair):
+            self._note(look.fair)
         self._round.looked(len(seen.pfn))
         return SampleBatch(self.name, seen.pfn, seen.weight, look.marked, now)
 
@@ -300,28 +323,56 @@ class PageIdleSampler:
         self._tuner.note(int(user.sum()), float(pages.sum()), float(pages[mixed].sum()))
 
     def _learn(self, looks: list[_Look], seen: list[Seen], used: float) -> None:
-        """What marking and reading these looks really took."""
-        full, sparse = 0.0, 0.0
-        for look, told in zip(looks, seen, strict=True):
-            if look.words is None:
-                full += float(told.heads.sum(dtype=np.int64)) + UNIT_BLOCK * len(told.heads)
-            else:
-                sparse += self._costs.words(look.blocks)
-        self._costs.learn(full, sparse, used + sum(look.cpu for look in looks))
+        """What marking and reading these looks and digesting what they told really took."""
+        units = [
+            (True, float(told.heads.sum(dtype=np.int64)) + UNIT_BLOCK * len(told.heads))
+            if look.words is None
+            else (False, self._costs.words(look.blocks))
+            for look, told in zip(looks, seen, strict=True)
+        ]
+        self._costs.learn(units, used + sum(look.cpu for look in looks))
 
     # -- choosing and marking --------------------------------------------------------------------
 
-    def _begin(self, capacity: float) -> float:
-        """Choose blocks worth `capacity` units and mark them; returns CPU seconds."""
+    def _begin(self, allowed: float) -> float:
+        """Begin looks that take `allowed` CPU seconds in all; returns what was spent on that now.
+
+        What is hardly more than looks cost whatever their size is saved up for fewer, larger ones.
+        """
+        fixed = self._costs.looks + self._choosing
+        if allowed < WORTH * fixed and self._saved < MOST_SAVED:
+            self._saved += 1
+            return self._begin_urgent(allowed + self._share * self._gap)
+        self._saved = 0
+        capacity = max(allowed - fixed, allowed / (2 * WORTH)) / self._costs.full
         if capacity < UNIT_PEEK:
-            return 0.0
+            return self._begin_urgent(allowed + self._share * self._gap)
         before = self._host.cpu_times()
+        flying = len(self._flight)
+        self._choose(capacity)
+        spent = (self._host.cpu_times() - before).total
+        choosing = max(spent - sum(look.cpu for look in self._flight[flying:]), 0.0)
+        self._choosing += (choosing - self._choosing) / 4
+        return spent
+
+    def _begin_urgent(self, allowed: float) -> float:
+        """Look a second time at what has just become hot, at most by a call's share on credit."""
+        before = self._host.cpu_times()
+        units = min(self._active.urgent(), (allowed - self._costs.looks / 2) / self._costs.full)
+        if units > 0:
+            chosen = self._active.choose(self._pass, units, urgent=True)
+            self._mark(np.sort(chosen), None, fair=chosen[:0])
+        return (self._host.cpu_times() - before).total
+
+    def _choose(self, capacity: float) -> None:
+        """Choose blocks worth `capacity` units and mark them."""
         now = self._host.monotonic()
+        self._watch_free()
         if self._units <= capacity:
             chosen, passed = self._next("refresh", capacity)
             self._round.passed(passed, now)
-            self._mark(chosen, None, fair=True)
-            return (self._host.cpu_times() - before).total
+            self._mark(chosen, None, fair=chosen)
+            return
         active = self._active.choose(self._pass, capacity * ACTIVE_SHARE)
         left = capacity - float(self._costs.full_units(active).sum())
         # The refresh chooses first: blocks that it takes need no sparse look.
@@ -332,12 +383,19 @@ class PageIdleSampler:
         sweep, passed = self._next("sweep", left)
         self._round.passed(passed, now)
         left -= float(self._costs.word_units(sweep).sum())
-        active = np.concatenate((active, self._active.choose(self._pass, left)))
-        self._mark(np.sort(active), None, fair=False)
-        self._mark(np.sort(around), self._pass, fair=False)
-        self._mark(np.sort(sweep), self._pass, fair=True)
-        self._mark(np.sort(refresh), None, fair=False)
-        return (self._host.cpu_times() - before).total
+        if left >= BLOCK:
+            active = np.concatenate((active, self._active.choose(self._pass, left)))
+        none = np.zeros(0, np.int64)
+        self._mark(np.sort(np.concatenate((active, refresh))), None, fair=none)
+        self._mark(np.sort(np.concatenate((around, sweep))), self._pass, fair=np.sort(sweep))
+
+    def _watch_free(self) -> None:
+        """Where much free memory was taken, empty blocks have filled."""
+        memory = self._host.node_memory()
+        taken = sum(max(self._free.get(node.node, 0) - node.free, 0) for node in memory)
+        if taken >= max(FILLED, FILLED_SHARE * sum(node.total for node in memory)):
+            self._filling = self._table.count
+        self._free = {node.node: node.free for node in memory}
 
     def _for_sweep(self, capacity: float, left: float) -> float:
         """Units that the refresh has to leave for the sweep."""
@@ -366,6 +424,7 @@ class PageIdleSampler:
         cost = self._costs.word_units if sweeping else self._costs.full_units
         chosen: list[Blocks] = []
         count, passed = table.count, 0
+        pause = 1 if self._filling else min(max(self._empties // PEEKS, 1), 8)
         for _ in range(SLICES):
             if passed >= count:
                 break
@@ -375,7 +434,6 @@ class PageIdleSampler:
             skip = table.busy(window)
             if sweeping:
                 skip |= table.listed(window)
-            pause = min(max(self._empties // PEEKS, 1), 8)
             rests = ((window + self._pass) % pause != 0) & (table.kind(window) == EMPTY)
             free = np.flatnonzero(~(skip | rests))
             total = np.cumsum(cost(window[free]))
@@ -392,10 +450,13 @@ class PageIdleSampler:
             if fit < len(free):
                 break
             capacity -= float(total[-1]) if fit else 0.0
+        if sweeping:
+            self._filling = max(self._filling - passed, 0)
         return np.concatenate(chosen) if chosen else np.zeros(0, np.int64), passed
 
-    def _mark(self, blocks: Blocks, sparse: int | None, *, fair: bool) -> None:
-        """Mark chosen blocks: `sparse` None in full, else in one word that it helps to choose."""
+    def _mark(self, blocks: Blocks, sparse: int | None, *, fair: Blocks) -> None:
+        """Mark chosen blocks (sorted): `sparse` None in full, else in one word that it helps to
+        choose. fair: those of them (sorted) that came in turn."""
         if not len(blocks):
             return
         kind = self._table.kind(blocks)
@@ -424,11 +485,13 @@ class PageIdleSampler:
         blocks: Blocks,
         words: NDArray[np.uint8] | None,
         masks: NDArray[np.uint64] | None,
-        fair: bool,
+        fair: Blocks,
         before: float,
     ) -> None:
         cpu = self._host.cpu_times().total - before
-        look = _Look(blocks, words, masks, self._host.monotonic(), fair, cpu)
+        these = fair[np.searchsorted(fair, blocks[0]) :][: len(blocks)]
+        these = these[np.isin(these, blocks)]
+        look = _Look(blocks, words, masks, self._host.monotonic(), these, cpu)
         self._flight.append(look)
 
     def _choose_words(

@@ -59,6 +59,9 @@ class ReplaySampler:
             self._fast_share(),
         )
 
+    def forget(self, pfn: Pfns) -> None:
+        """A recording says what was seen: nothing is known besides."""
+
     def close(self) -> None:
         """Nothing was changed."""
 

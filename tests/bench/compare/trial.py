@@ -151,8 +151,8 @@ class Program:
     def __init__(self, guest: Guest, manner: Manner) -> None:
         self._guest = guest
         self._process = guest.popen(
-            f"exec taskset --cpu-list {CPU} access window {SIZE_MIB} --hot {HOT_MIB} --node 1 --report 250 "
-            f"--pause {manner.pause}"
+            f"exec taskset --cpu-list {CPU} access window {SIZE_MIB} --hot {HOT_MIB} --node 1 "
+            f"--report 250 --pause {manner.pause}"
         )
         self._tick = guest.popen(f"exec tick {CPU} {TICK_US}")
         ready = self._process.readline(timeout=240).split()

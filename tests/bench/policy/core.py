@@ -109,6 +109,9 @@ class Machine:
     def status(self) -> SamplerStatus:
         return SamplerStatus("bench", self.window, 1.0, 1.0)
 
+    def forget(self, pfn: Pfns) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

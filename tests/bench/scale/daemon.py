@@ -170,7 +170,6 @@ class Stages:
             yield
         # What was overspent under another share is not to be paid back out of this one.
         self._engine._budget._cpu._tokens = 0.0
-        self._engine._samplers[0]._carry = 0.0  # type: ignore[attr-defined]
         for _ in range(SETTLE):
             yield
 
