@@ -303,9 +303,8 @@ class Budget:
 
     @property
     def in_arrears(self) -> bool:
-        """Whether overhead has had its part of this cycle and owes more: no time for decisions
-        that can wait."""
-        return self._owed > 0
+        """Whether overhead owes more than a cycle's share: no time for decisions that can wait."""
+        return self._owed > self._part
 
     @property
     def tokens(self) -> Sequence[int]:

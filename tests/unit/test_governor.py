@@ -218,13 +218,14 @@ def test_overhead_beyond_its_part_of_a_cycle_is_paid_in_the_next_ones() -> None:
 def test_decisions_wait_while_earlier_ones_are_not_paid_for() -> None:
     budget = Budget(1, 1, cpu=0.04, interval=1.0, now=0.0)
     waiting = []
-    for cycle in range(1, 6):
+    for cycle in range(1, 9):
         budget.begin(float(cycle), {}, {})
         budget.overhead(0.004)
         waiting.append(budget.in_arrears)
         if not waiting[-1]:
             budget.overhead(0.05)
-    assert waiting == [False, True, True, False, True]
+    # A second one on credit, and then as often as they are paid for.
+    assert waiting == [False, False, True, False, True, True, False, True]
 
 
 def test_overhead_that_never_ends_is_forgiven_beyond_a_bound() -> None:

@@ -102,6 +102,8 @@ FIRST_PART: Final = 0.2
 
 WORTH: Final = 1.5
 """Times what looks cost whatever their size: less is not worth beginning any, and is saved up."""
+CREDIT: Final = 1.0
+"""Calls' worth of the CPU share."""
 MOST_SAVED: Final = 3
 """Calls in a row that begin no look for that."""
 
@@ -342,11 +344,11 @@ class PageIdleSampler:
         fixed = self._costs.looks + self._choosing
         if allowed < WORTH * fixed and self._saved < MOST_SAVED:
             self._saved += 1
-            return self._begin_urgent(allowed + self._share * self._gap)
+            return self._begin_urgent(allowed)
         self._saved = 0
         capacity = max(allowed - fixed, allowed / (2 * WORTH)) / self._costs.full
         if capacity < UNIT_PEEK:
-            return self._begin_urgent(allowed + self._share * self._gap)
+            return self._begin_urgent(allowed)
         before = self._host.cpu_times()
         flying = len(self._flight)
         self._choose(capacity)
@@ -356,8 +358,10 @@ class PageIdleSampler:
         return spent
 
     def _begin_urgent(self, allowed: float) -> float:
-        """Look a second time at what has just become hot, at most by a call's share on credit."""
+        """Look a second time at what has just become hot, on credit: within `CREDIT` calls it is
+        saved again."""
         before = self._host.cpu_times()
+        allowed += CREDIT * self._share * self._gap
         units = min(self._active.urgent(), (allowed - self._costs.looks / 2) / self._costs.full)
         if units > 0:
             chosen = self._active.choose(self._pass, units, urgent=True)
