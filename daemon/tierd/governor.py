@@ -119,8 +119,9 @@ class Thrash:
     A page demoted soon after its promotion is waste. The sums of promoted and wasted pages fade,
     so the judgement is on the last few cycles' worth. All the time it is observed how long what
     a class wants stays what it wants. A stopped class begins again when that has outlived its last
-    changes, or, if it never changed, the time that promotions used to last. A class whose
-    pattern lasts already is not stopped: what it wasted belongs to an earlier one.
+    changes, or, if it never changed, the time that promotions used to last. A class whose pattern
+    has begun to last is not stopped for what it wasted before; one that goes on with it is, and
+    waits for `LONGEST`.
     """
 
     def __init__(self, classes: int, fast: int, limit: int) -> None:
@@ -132,9 +133,15 @@ class Thrash:
         self._wasted = np.zeros(n)
         self.stopped = np.zeros(n, np.bool_)
         self._life = np.zeros(n)
-        self._changed = np.zeros(n)
+        self._changed: NDArray[np.float64] | None = None
+        """When each pattern began; None before the first observation."""
         self._lives = np.zeros((LIVES, n))
+        self._first = np.ones(n, np.bool_)
+        """The pattern has not changed since it is observed."""
         self._persisted = np.zeros(n, np.bool_)
+        self._lasts = np.zeros(n, np.bool_)
+        self._wasteful = np.zeros(n, np.bool_)
+        """Stopped although its pattern lasted."""
         self._since = np.zeros(n)
         self._patience = np.full(n, LONGEST)
 
@@ -144,22 +151,24 @@ class Thrash:
         promoted: NDArray[np.int64],
         wasted: NDArray[np.int64],
         life: NDArray[np.float64],
-        persists: NDArray[np.bool_],
+        persists: NDArray[np.bool_] | None,
     ) -> NDArray[np.bool_]:
         """One cycle; returns which classes begin again. All arrays have one entry per class, the
         last for pages in none.
 
         promoted, wasted: base pages in this cycle. life: mean seconds between the promotion and
         the demotion of the wasted ones (0 without any). persists: whether what the class wanted
-        in the cycle before is still accessed.
+        is still accessed; None where nobody looked.
         """
         self._promoted = self._promoted * MEMORY + promoted
         self._wasted = self._wasted * MEMORY + wasted
         self._life = np.where(wasted > 0, np.maximum(self._life * MEMORY, life), self._life)
-        lasts = self._observe(now, persists)
+        excused = self._observe(now, persists)
         trip = (self._wasted >= self._least) & (self._wasted > TRIP * self._promoted)
-        trip &= ~self.stopped & ~lasts
+        trip &= ~self.stopped & ~excused
         self._since = np.where(trip, now, self._since)
+        self._wasteful = np.where(trip, self._lasts, self._wasteful)
+        lasts = self._lasts & ~self._wasteful
         late = self.stopped & ~lasts & (now - self._since >= self._patience)
         self._patience[late] = np.minimum(2 * self._patience[late], MOST_LONGEST)
         calm = late | (self.stopped & lasts)
@@ -169,18 +178,25 @@ class Thrash:
         self.stopped = (self.stopped | trip) & ~calm
         return calm
 
-    def _observe(self, now: float, persists: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Whether the pattern of each class has outlived its last ones."""
-        ended = np.flatnonzero(self._persisted & ~persists)
-        self._lives[1:, ended] = self._lives[:-1, ended]
-        self._lives[0, ended] = (now - self._changed)[ended]
-        self._changed = np.where(persists, self._changed, now)
-        self._persisted = persists
+    def _observe(self, now: float, persists: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+        """Note whether each pattern has outlived its last ones. Returns whether it did so just
+        now, so that what is wasted yet was promoted before it."""
+        if self._changed is None:
+            self._changed = np.full(len(self._first), now)
+        if persists is not None:
+            ended = np.flatnonzero(self._persisted & ~persists)
+            self._lives[1:, ended] = self._lives[:-1, ended]
+            self._lives[0, ended] = (now - self._changed)[ended]
+            self._first[ended] = False
+            self._changed = np.where(persists, self._changed, now)
+            self._persisted = persists
         longest = self._lives.max(axis=0)
-        lasts: NDArray[np.bool_] = persists & (
-            now - self._changed >= np.where(longest > 0, OUTLIVE * longest, self._life)
-        )
-        return lasts
+        wait = np.where(longest > 0, OUTLIVE * longest, self._life)
+        age = now - self._changed
+        if persists is not None:
+            self._lasts = persists & (age >= wait)
+        excused: NDArray[np.bool_] = self._lasts & ~self._first & (age <= wait + 2 * self._life)
+        return excused
 
 
 PIECES_MOST: Final = 1 << 40

@@ -172,6 +172,20 @@ def test_hot_pages_are_promoted_into_free_room_and_the_rest_stays() -> None:
     assert moved(reports, Direction.DEMOTE) == 0
 
 
+def test_what_was_seen_while_decisions_waited_is_not_forgotten() -> None:
+    machine = Machine()
+    machine.fill(SLOW, 1600, 0)
+    engine = engine_for(machine)
+    run(engine, machine, 4)  # nothing is hot: there is nothing to plan before something is seen
+    machine.hot[:256] = True
+    engine._budget._owed = 1e9
+    assert all(report.deferred for report in run(engine, machine, 4))
+    engine._budget._owed = 0.0
+    machine.sample = lambda cpu_budget: iter(())  # type: ignore[method-assign]
+    run(engine, machine, 2)
+    assert machine.on(FAST, np.arange(256)) == 256
+
+
 def test_a_shifted_hot_set_is_followed_within_three_cycles() -> None:
     machine = Machine()
     machine.fill(FAST, 3900, 2000)

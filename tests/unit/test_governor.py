@@ -153,7 +153,32 @@ def test_a_class_whose_pattern_lasts_is_not_stopped_for_what_it_wasted_before() 
         assert not step(thrash, now, 5_000, 0, persists=now % 4 != 0)
     for now in range(9, 13):
         assert not step(thrash, now, 5_000, 0, persists=True)
-    assert not any(step(thrash, now, 5_000, 4_500, persists=True) for now in range(13, 30))
+    # Its promotions lived for four seconds: until 8 + 1.2 * 4 + 2 * 4 it is of the pattern before.
+    stops = [step(thrash, now, 5_000, 4_500, persists=True) for now in range(13, 30)]
+    assert not any(stops[:7])
+    # Who wastes as much of a pattern that lasts gains nothing by it.
+    assert stops[10]
+    assert all(step(thrash, now, 0, 0, persists=True) for now in range(30, 60))
+
+
+@pytest.mark.parametrize("uptime", [0.0, 86_400.0])
+def test_how_long_the_host_has_been_up_is_no_pattern_s_life(uptime: float) -> None:
+    thrash = Thrash(1, 10**6, 10_000)
+    for now in range(25):
+        stopped = step(thrash, uptime + now, 5_000, 4_500, persists=now % 4 != 0)
+    assert stopped
+    stops = [step(thrash, uptime + now, 0, 0, persists=True) for now in range(25, 32)]
+    assert not stops[-1]
+
+
+def test_nobody_looked_is_no_sign_that_a_pattern_lasts() -> None:
+    thrash = Thrash(1, 10**6, 10_000)
+    for now in range(25):
+        step(thrash, now, 5_000, 4_500, persists=now % 4 != 0)
+    none = np.zeros(2, np.int64)
+    for now in range(25, 45):
+        thrash.update(float(now), none, none, np.zeros(2), None)
+        assert thrash.stopped[0]
 
 
 def test_a_class_that_goes_on_flipping_is_tried_again_less_and_less_often() -> None:

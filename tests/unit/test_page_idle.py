@@ -617,3 +617,29 @@ def test_frames_that_were_moved_away_are_not_taken_for_hot_ones() -> None:
     source.forget(gone)
     for _ in range(4):
         assert not np.isin(gone, looked(sample(host, source))).any()
+
+
+def test_a_block_that_was_moved_away_and_has_filled_again_is_seen_in_full() -> None:
+    host = machine(workloads=(Workload(kind="uniform", size="128MiB", accesses=1e8),), folios={})
+    source = sampler(host)
+    for _ in range(4):
+        sample(host, source)
+    gone = pages_of(host, 0)
+    host.exit(0)
+    source.forget(gone)
+    host.start(0)
+    heads = set(pages_of(host, 0).tolist())
+    for _ in range(3):
+        seen = sample(host, source)
+    assert len(heads & set(accessed(seen).tolist())) > 0.95 * len(heads)
+
+
+def test_batches_are_sorted_wherever_a_round_begins() -> None:
+    """Huge pages are looked at by words; a first call that got no further than the middle."""
+    host = machine(
+        workloads=(Workload(kind="uniform", size="128MiB", accesses=1e8),), folios={"2MiB": "100%"}
+    )
+    source = sampler(host)
+    for budget in (0.002, PLENTY, PLENTY, PLENTY):
+        for batch in sample(host, source, budget):
+            assert (np.diff(batch.pfn.astype(np.int64)) > 0).all()

@@ -139,7 +139,7 @@ class Engine:
         )
         # Deciding later is cheaper than not looking: what overhead owes is paid first.
         now.deferred = self._budget.in_arrears
-        idle = self._nothing_to_do and not tally.seen and not any(t.demands for t in self._targets)
+        idle = self._nothing_to_do and not any(target.demands for target in self._targets)
         plans = [] if now.deferred or idle else self._plan(tally, tiers, limits, now.started)
         at = self._clock(tally, "plan", at)
         for each in plans:
@@ -162,6 +162,7 @@ class Engine:
             self._thrash = self._new_thrash(config)
             self._scout.forget_classes()
         self._config = config
+        self._nothing_to_do = False
 
     def _bound(self, config: Config) -> None:
         """What deciding may cost is part of what the CPU share is for."""
@@ -190,6 +191,7 @@ class Engine:
             seen: list[Seen] = []
             lost = 0
             for batch in sampler.sample(self._budget.cpu / len(self._samplers)):
+                self._nothing_to_do = False
                 seen += self._heat.observe(
                     batch.pfn, batch.weight, batch.granularity, learn=batch.cold_evidence
                 )
@@ -243,7 +245,8 @@ class Engine:
     ) -> list[MovePlan]:
         """One plan for each boundary, the fastest first; together they keep within `limits`."""
         plans: list[MovePlan] = []
-        self._nothing_to_do = not self._book.classes
+        # Then a search has read all there is.
+        nothing = not self._book.classes and self._heat.frames <= self._heat.scan_limit
         resident = self._book.resident
         taken: Pfns = np.zeros(0, np.uint64)
         filled: Counter[int] = Counter()  # frames of each node that the plans so far take
@@ -260,8 +263,9 @@ class Engine:
                 self._config.migration,
                 now,
                 cold_evidence=self._cold_evidence,
+                pieces=sum(self._pieces.frames(self._topology.tiers[target.fast].nodes).values()),
             )
-            self._nothing_to_do &= not len(hot.pfn)
+            nothing &= limits.promote > 0 and not len(hot.pfn)
             ways = self._ways(target, tiers, filled)
             worth = self._appraiser.worth(target.fast, tally.window)
             limits = replace(limits, worth=worth)
@@ -275,6 +279,7 @@ class Engine:
                 limits.why,
             )
             taken = np.concatenate([taken, made.promote.pfn, made.demote.pfn])
+        self._nothing_to_do = nothing
         return plans
 
     def _ways(self, target: Target, tiers: Sequence[TierHeat], filled: Mapping[int, int]) -> Ways:
@@ -385,7 +390,9 @@ class Engine:
         waste = tally.waste
         held = self._scout.moved[Direction.PROMOTE].pages
         self._appraiser.settle(now, held, int(waste.pages.sum()))
-        again = self._thrash.update(now, promoted, waste.pages, waste.life, self._scout.persists)
+        again = self._thrash.update(
+            now, promoted, waste.pages, waste.life, self._scout.take_persists()
+        )
         for row in np.flatnonzero(again).tolist():  # the last row is of no class, -1
             owner = row if row < len(again) - 1 else -1
             self._scout.moved[Direction.PROMOTE].absolve(owner)

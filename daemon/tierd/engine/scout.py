@@ -55,6 +55,9 @@ MOST_WATCHED: Final = 2048
 PERSISTS: Final = 0.5
 """Of the pages accessed again in two looks in a row as a rule: the share for a pattern to go on."""
 
+ENOUGH_ASKED: Final = 16
+"""Pages from which their share says what is usual."""
+
 USUAL_MEMORY: Final = 0.95
 """Weight per cycle of the most that was usual."""
 
@@ -77,8 +80,7 @@ class Scout:
         """Own moves, by the frame the data is in now."""
         self.refused = Ledger()
         """Folios that the kernel would not move; the owner is the reason's code."""
-        self.persists: NDArray[np.bool_]
-        """Per class (the last: none): what it wants, or did lately, goes on being accessed."""
+        self._persists: NDArray[np.bool_] | None
         self._wanted: tuple[Pfns, NDArray[np.int64]]
         self._usual: NDArray[np.float64]
         self.forget_classes()
@@ -87,7 +89,7 @@ class Scout:
     def forget_classes(self) -> None:
         """The book has other classes now, and their indices would name others."""
         self.moved = {direction: Ledger() for direction in Direction}
-        self.persists = np.ones(len(self._book.classes) + 1, np.bool_)
+        self._persists = None
         self._usual = np.zeros(len(self._book.classes) + 1)
         self._wanted = np.zeros(0, np.uint64), np.zeros(0, np.int64)
 
@@ -100,9 +102,11 @@ class Scout:
         now: float,
         *,
         cold_evidence: bool,
+        pieces: int,
     ) -> tuple[Folios, Folios]:
         """Candidates for promotion to `target.fast` and possible victims there, as many as the
-        budget can use. Without evidence of coldness there are no victims."""
+        budget can use. Without evidence of coldness there are no victims. pieces: frames for
+        large folios that there may be room for."""
         tiers = self._topology.tiers
         slow = [node for tier in tiers[target.fast + 1 :] for node in tier.nodes]
         fast = tiers[target.fast].nodes
@@ -110,9 +114,11 @@ class Scout:
         hot = self._heat.hottest(slow, min(wanted, self.most), level_state(1), DOOR)
         hot_folios = self._describe(hot, slow, fast, Direction.PROMOTE, rules, now)
         guests = len(hot)
-        if len(fast) == 1:  # of several nodes a cpuset may allow just one that is full
-            pages = int(hot_folios.pages[hot_folios.refused == FREE_TO_GO].sum())
-            guests = min(guests, max(pages - sum(target.room.values()), 0))
+        # Of several nodes a cpuset may allow just one that is full; a class has limits of its own.
+        if len(fast) == 1 and not self._book.classes:
+            pages = hot_folios.pages[hot_folios.refused == FREE_TO_GO]
+            if int(pages[pages > 1].sum()) <= pieces:
+                guests = min(guests, max(int(pages.sum()) - sum(target.room.values()), 0))
         due = SEARCH_SHARE * sum(target.need.values()) + guests
         if self._book.classes:  # a class above its cap is due whatever the others do
             due = SEARCH_SHARE * limits.demote
@@ -130,7 +136,7 @@ class Scout:
             more = self._describe(over, fast, slow, Direction.DEMOTE, rules, now)
             cold_folios = cold_folios.joined(more.only(grants.resident > grants.cap))
         if target.fast == 0:
-            self._compare(hot_folios)
+            self._compare(hot_folios, target.rate)
         return hot_folios, cold_folios
 
     def _drawn_over_cap(self, fast: Sequence[int], grants: Owners, limits: Limits) -> Candidates:
@@ -225,7 +231,13 @@ class Scout:
         known = pfn != NO_PFN
         self._wanted = pfn[known], self._wanted[1][known]
 
-    def _compare(self, hot: Folios) -> None:
+    def take_persists(self) -> NDArray[np.bool_] | None:
+        """bool[n]: whether what each class (the last: none) wants, or did lately, goes on being
+        accessed; None when that was not looked into since it was asked for."""
+        persists, self._persists = self._persists, None
+        return persists
+
+    def _compare(self, hot: Folios, threshold: float) -> None:
         """Of the pages that each class wants, or did lately, and that were accessed in the look
         before the last: whether about as many as usual were accessed in the last one too."""
         n = len(self._book.classes) + 1
@@ -234,10 +246,12 @@ class Scout:
         before = (state & np.uint16(2)) > 0
         asked = np.bincount(owner[before], minlength=n)
         again = np.bincount(owner[before], (state & np.uint16(1))[before], n)
-        self._usual = np.maximum(self._usual * USUAL_MEMORY, again / np.maximum(asked, 1))
-        self.persists = again >= PERSISTS * self._usual * asked
+        share = np.where(asked >= ENOUGH_ASKED, again / np.maximum(asked, 1), 0.0)
+        self._usual = np.maximum(self._usual * USUAL_MEMORY, share)
+        self._persists = again >= PERSISTS * self._usual * asked
         stays = recent(state) > 0
-        fresh = slice(None, None, len(hot.pfn) // MOST_WATCHED + 1)
+        fresh = np.flatnonzero(hot.rate >= threshold)
+        fresh = fresh[:: len(fresh) // MOST_WATCHED + 1]
         pfn = np.concatenate([hot.pfn[fresh], pfn[stays]])
         owner = np.concatenate([np.where(hot.owner < 0, n - 1, hot.owner)[fresh], owner[stays]])
         pfn, first = np.unique(pfn, return_index=True)

@@ -104,6 +104,8 @@ WORTH: Final = 1.5
 """Times what looks cost whatever their size: less is not worth beginning any, and is saved up."""
 CREDIT: Final = 1.0
 """Calls' worth of the CPU share."""
+MOST_URGENT: Final = 3
+"""Calls on credit until there is enough for looks of all kinds again."""
 MOST_SAVED: Final = 3
 """Calls in a row that begin no look for that."""
 
@@ -151,6 +153,7 @@ class PageIdleSampler:
         self._share = sampling.cpu
         self._choosing = 0.0
         self._saved = 0
+        self._urgent = 0
         self._free: dict[int, int] = {}
         self._filling = 0
         self._pass = 0
@@ -175,7 +178,7 @@ class PageIdleSampler:
         spent = yield from self._harvest(window - self._gap / 2)
         # Nothing is known of the costs at first: learn them by a small part of the budget.
         spent += self._begin((cpu_budget - spent) * (FIRST_PART if first else 1.0))
-        if first or window < self._gap / 2:
+        if self._flight and (first or window < self._gap / 2):
             # At the start a glance shows which blocks deserve the first full looks.
             self._host.sleep(self._tuner.least if first else window)
             spent += yield from self._harvest(0.0)
@@ -200,7 +203,7 @@ class PageIdleSampler:
         whole = table.kind(blocks) == SMALL
         blocks, left = blocks[whole], (BLOCK - gone[whole]).astype(np.uint16)
         self._count(blocks, -1)
-        table.learn(blocks, np.full(len(blocks), MIXED, np.uint8), table.share(blocks))
+        table.learn(blocks, np.where(left, MIXED, USED).astype(np.uint8), table.share(blocks))
         table.learn_layout(blocks, left, left)
         self._count(blocks, +1)
 
@@ -342,13 +345,12 @@ class PageIdleSampler:
         What is hardly more than looks cost whatever their size is saved up for fewer, larger ones.
         """
         fixed = self._costs.looks + self._choosing
-        if allowed < WORTH * fixed and self._saved < MOST_SAVED:
+        capacity = max(allowed - fixed, allowed / (2 * WORTH)) / self._costs.full
+        saving = allowed < WORTH * fixed and self._saved < MOST_SAVED
+        if saving or capacity < UNIT_PEEK:
             self._saved += 1
             return self._begin_urgent(allowed)
-        self._saved = 0
-        capacity = max(allowed - fixed, allowed / (2 * WORTH)) / self._costs.full
-        if capacity < UNIT_PEEK:
-            return self._begin_urgent(allowed)
+        self._saved = self._urgent = 0
         before = self._host.cpu_times()
         flying = len(self._flight)
         self._choose(capacity)
@@ -360,12 +362,15 @@ class PageIdleSampler:
     def _begin_urgent(self, allowed: float) -> float:
         """Look a second time at what has just become hot, on credit: within `CREDIT` calls it is
         saved again."""
+        if self._urgent >= MOST_URGENT:  # others have their turn as well
+            return 0.0
         before = self._host.cpu_times()
         allowed += CREDIT * self._share * self._gap
         units = min(self._active.urgent(), (allowed - self._costs.looks / 2) / self._costs.full)
         if units > 0:
             chosen = self._active.choose(self._pass, units, urgent=True)
             self._mark(np.sort(chosen), None, fair=chosen[:0])
+            self._urgent += 1
         return (self._host.cpu_times() - before).total
 
     def _choose(self, capacity: float) -> None:
@@ -374,7 +379,9 @@ class PageIdleSampler:
         self._watch_free()
         if self._units <= capacity:
             chosen, passed = self._next("refresh", capacity)
+            chosen = np.sort(chosen)  # it begins anywhere
             self._round.passed(passed, now)
+            self._filling = max(self._filling - passed, 0)
             self._mark(chosen, None, fair=chosen)
             return
         active = self._active.choose(self._pass, capacity * ACTIVE_SHARE)
@@ -438,7 +445,9 @@ class PageIdleSampler:
             skip = table.busy(window)
             if sweeping:
                 skip |= table.listed(window)
-            rests = ((window + self._pass) % pause != 0) & (table.kind(window) == EMPTY)
+            # Blocks of one pass are a multiple of STRIDE apart.
+            turn = window // STRIDE + window + self._pass
+            rests = (turn % pause != 0) & (table.kind(window) == EMPTY)
             free = np.flatnonzero(~(skip | rests))
             total = np.cumsum(cost(window[free]))
             fit = int(np.searchsorted(total, capacity, side="right"))
@@ -493,7 +502,7 @@ class PageIdleSampler:
         before: float,
     ) -> None:
         cpu = self._host.cpu_times().total - before
-        these = fair[np.searchsorted(fair, blocks[0]) :][: len(blocks)]
+        these = fair[slice(*np.searchsorted(fair, (blocks[0], blocks[-1] + 1)))]
         these = these[np.isin(these, blocks)]
         look = _Look(blocks, words, masks, self._host.monotonic(), these, cpu)
         self._flight.append(look)
