@@ -120,8 +120,8 @@ class Thrash:
     so the judgement is on the last few cycles' worth. All the time it is observed how long what
     a class wants stays what it wants. A stopped class begins again when that has outlived its last
     changes, or, if it never changed, the time that promotions used to last. A class whose pattern
-    has begun to last is not stopped for what it wasted before; one that goes on with it is, and
-    waits for `LONGEST`.
+    has begun to last is not stopped for what it wasted before; one that goes on with it is, for as
+    long as its promotions used to last.
     """
 
     def __init__(self, classes: int, fast: int, limit: int) -> None:
@@ -168,10 +168,11 @@ class Thrash:
         trip &= ~self.stopped & ~excused
         self._since = np.where(trip, now, self._since)
         self._wasteful = np.where(trip, self._lasts, self._wasteful)
-        lasts = self._lasts & ~self._wasteful
+        paused = now - self._since >= np.maximum(self._life, OUTLIVE * self._lives.max(axis=0))
+        lasts = self._lasts & (paused | ~self._wasteful)
         late = self.stopped & ~lasts & (now - self._since >= self._patience)
         self._patience[late] = np.minimum(2 * self._patience[late], MOST_LONGEST)
-        calm = late | (self.stopped & lasts)
+        calm: NDArray[np.bool_] = late | (self.stopped & lasts)
         self._patience[calm & lasts] = LONGEST
         self._promoted[calm] = 0
         self._wasted[calm] = 0

@@ -348,7 +348,7 @@ class PageIdleSampler:
         capacity = max(allowed - fixed, allowed / (2 * WORTH)) / self._costs.full
         saving = allowed < WORTH * fixed and self._saved < MOST_SAVED
         if saving or capacity < UNIT_PEEK:
-            self._saved += 1
+            self._saved += allowed > 0  # a debt is paid back before anything is saved
             return self._begin_urgent(allowed)
         self._saved = self._urgent = 0
         before = self._host.cpu_times()
@@ -366,8 +366,9 @@ class PageIdleSampler:
             return 0.0
         before = self._host.cpu_times()
         allowed += CREDIT * self._share * self._gap
-        units = min(self._active.urgent(), (allowed - self._costs.looks / 2) / self._costs.full)
-        if units > 0:
+        look = self._costs.looks / 2
+        units = min(self._active.urgent(), (allowed - look) / self._costs.full)
+        if units * self._costs.full > look / 2:  # a few wait for the next looks of all kinds
             chosen = self._active.choose(self._pass, units, urgent=True)
             self._mark(np.sort(chosen), None, fair=chosen[:0])
             self._urgent += 1
