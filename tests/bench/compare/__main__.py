@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="ways, comma-separated")
     parser.add_argument(
         "--cpu",
-        default="8%,30%",
+        default="7%,30%",
         help="tierd's shares of a core, comma-separated; the first is held to the bars",
     )
     parser.add_argument("--policy", default="", help="more lines for tierd's policy")
