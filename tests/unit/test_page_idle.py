@@ -601,12 +601,18 @@ def test_the_wait_for_a_second_look_is_what_blocks_that_have_become_hot_really_w
     assert active.wait == pytest.approx(np.mean(waits[-1000:]), rel=0.3)
 
 
-def test_frames_that_were_moved_away_are_not_taken_for_hot_ones() -> None:
-    """A free frame reads as accessed, and a block that was hot as a whole would be believed."""
+def looked_at() -> tuple[SimulatedHost, PageIdleSampler]:
+    """128 MiB of small pages, all of them accessed, and a sampler that knows them."""
     host = machine(workloads=(Workload(kind="uniform", size="128MiB", accesses=1e8),), folios={})
     source = sampler(host)
     for _ in range(4):
         sample(host, source)
+    return host, source
+
+
+def test_frames_that_were_moved_away_are_not_taken_for_hot_ones() -> None:
+    """A free frame reads as accessed, and a block that was hot as a whole would be believed."""
+    host, source = looked_at()
     frames = pages_of(host, 0)
     frames = frames[host.flags(frames) & KPF.LRU != 0]
     where = host.machine.frames
@@ -620,10 +626,7 @@ def test_frames_that_were_moved_away_are_not_taken_for_hot_ones() -> None:
 
 
 def test_a_block_that_was_moved_away_and_has_filled_again_is_seen_in_full() -> None:
-    host = machine(workloads=(Workload(kind="uniform", size="128MiB", accesses=1e8),), folios={})
-    source = sampler(host)
-    for _ in range(4):
-        sample(host, source)
+    host, source = looked_at()
     gone = pages_of(host, 0)
     host.exit(0)
     source.forget(gone)

@@ -23,8 +23,8 @@ FIRST_COST: Final = 2e-6
 """CPU seconds per unit before anything was measured: what emulation takes, 5 times too much
 for real hardware, so that the first call does not overrun. Believed as one look would be."""
 FIRST_LOOK: Final = 1e-3
-"""CPU seconds that a look takes besides, however small it is: a third of it on real hardware, 25
-times as much under emulation, so this is believed hardly at all."""
+"""CPU seconds that a look takes besides, however small it is. Under emulation it was 6 to 25 times
+as much, so this is believed hardly at all: it may be wrong by a factor of `DOUBT`."""
 DOUBT: Final = 30.0
 FORGET: Final = 0.95
 """What is left of older observations at each new one."""
