@@ -41,7 +41,8 @@ CHECK_CYCLES: Final = 10
 """Cycles between two looks for hot-plugged nodes, and between two STATUS= lines."""
 
 FOREIGN_CYCLES: Final = 60
-"""Cycles between two looks for others who move pages."""
+"""Cycles between two looks for others who move pages, and at every memory block: on a large host
+there are thousands of those, so they are looked at sooner only when the size of a node changed."""
 
 MAX_FAILURES: Final = 20
 """Cycles that may fail in a row. A daemon whose every cycle fails does no good: it ends, and the
@@ -104,6 +105,8 @@ class Worker:
         self._recorded: Trace | None = None
         self._overrun_said = float("-inf")
         self._foreign_said: set[ForeignTierer] = set()
+        self._sizes: dict[int, int] = {}
+        """Bytes of each node when its memory blocks were looked at last."""
         self.failure: BaseException | None = None
         """Why the worker gave up, None when it was told to stop."""
         self._thread = threading.Thread(target=self._main, name="worker")
@@ -258,8 +261,9 @@ class Worker:
             recording=self._recording(),
         )
         self._notifier.watchdog()
-        # The temporaries of a search are megabytes, and the heap would keep them.
-        self._allocator.give_back()
+        if report.flows or any(each.looked for each in report.samplers):
+            # The temporaries of a search are megabytes, and the heap would keep them.
+            self._allocator.give_back()
         self._tell_degraded()
         if self.state.cycles == 1 or self.state.cycles % CHECK_CYCLES == 0:
             self._notifier.status(self.state.summary())
@@ -304,8 +308,12 @@ class Worker:
         self._degraded |= reasons
 
     def _look_around(self, number: int) -> None:
-        if number % CHECK_CYCLES == 0 and self._host.nodes() != self.state.foundation.nodes:
-            self._hotplug()
+        if number % CHECK_CYCLES == 0:
+            sizes = {each.node: each.total for each in self._host.node_memory()}
+            if sizes != self._sizes or number % FOREIGN_CYCLES == 0:
+                self._sizes = sizes
+                if self._host.nodes() != self.state.foundation.nodes:
+                    self._hotplug()
         if number % FOREIGN_CYCLES == 0:
             self.look_for_foreign()
 

@@ -18,7 +18,7 @@ from tierd import assembly, config, worker
 from tierd.config import Simulation
 from tierd.control import Verb
 from tierd.engine import CycleReport, Engine
-from tierd.host import ForeignTierer, KernelError, Node
+from tierd.host import ForeignTierer, KernelError, Node, NodeMemory
 from tierd.host.simulated import SimulatedHost, VirtualClock
 from tierd.journal import Event
 from tierd.metrics import Exporter
@@ -50,6 +50,10 @@ class Plug(SimulatedHost):
 
     def nodes(self) -> tuple[Node, ...]:
         every = super().nodes()
+        return every[:-1] if self.unplugged else every
+
+    def node_memory(self) -> tuple[NodeMemory, ...]:
+        every = super().node_memory()
         return every[:-1] if self.unplugged else every
 
     def pressure(self, cgroup: str = "") -> Mapping[str, float]:
@@ -204,6 +208,23 @@ def test_hotplug_makes_another_topology(bench: Bench, caplog: pytest.LogCaptureF
     tiers = status(running.state)["tiers"]
     assert [tier["nodes"] for tier in tiers] == [[0], [1]]
     assert running.state.failures == 0
+
+
+def test_memory_blocks_are_looked_at_when_a_size_changed_or_seldom(bench: Bench) -> None:
+    asked: list[int] = []
+    nodes = bench.host.nodes
+
+    def counted() -> tuple[Node, ...]:
+        asked.append(len(bench.seen))
+        return nodes()
+
+    def watch(state: State) -> None:
+        bench.seen.append(state)
+        bench.host.nodes = counted  # type: ignore[method-assign]
+
+    bench.watch = watch  # type: ignore[method-assign]
+    finish(bench.worker(worker.FOREIGN_CYCLES + 1))
+    assert asked == [worker.CHECK_CYCLES - 1, worker.FOREIGN_CYCLES - 1]
 
 
 def test_nodes_that_no_longer_fit_the_policy_hold_it(
