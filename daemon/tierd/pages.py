@@ -78,9 +78,11 @@ class PageReader:
         Costs a read of kpageflags per frame, up to 19 more per compound folio, and one of
         kpagecgroup per head. Raises KernelError when the kernel refuses.
         """
-        heads = self._heads(pfn)
-        unique, index = np.unique(heads, return_inverse=True)
-        flags = self._host.flags(unique)
+        flags = self._host.flags(pfn)
+        unique, index = pfn, np.arange(len(pfn))
+        if np.any(flags & KPF.COMPOUND_TAIL):
+            unique, index = np.unique(self._heads(pfn, flags), return_inverse=True)
+            flags = self._host.flags(unique)
         node = self._topology.node_of(unique)
         reason = judge(flags)
         reason[node < 0] = PageReason.FOREIGN
@@ -99,11 +101,11 @@ class PageReader:
             index=index.reshape(-1).astype(np.int64, copy=False),
         )
 
-    def _heads(self, pfn: Pfns) -> Pfns:
+    def _heads(self, pfn: Pfns, flags: NDArray[np.uint64]) -> Pfns:
         """Head of each frame's folio. Folios are naturally aligned, so the head of a tail is
         the nearest lower multiple of a power of two that is flagged as a head."""
         heads = pfn.astype(np.uint64)  # a copy: tails are overwritten below
-        open_ = np.flatnonzero(self._host.flags(pfn) & KPF.COMPOUND_TAIL)
+        open_ = np.flatnonzero(flags & KPF.COMPOUND_TAIL)
         for order in range(1, THP_ORDER + 1):
             if not len(open_):
                 break

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fakehost import BLOCK_BYTES, make_tree, node_files, two_nodes
-from tierd.host import NO_PFN, Capability, Feature, KernelError, MoveOption, Span
+from tierd.host import NO_PFN, Capability, Feature, KernelError, MoveOption, Span, sysfs
 from tierd.host.kpage import BITMAP_BYTES, FrameFile, IdleBitmap
 from tierd.host.linux import NOT_WRITTEN, LinuxHost
 
@@ -433,6 +433,32 @@ def test_pressure_of_a_cgroup_by_resource(tmp_path: Path) -> None:
         "io": pytest.approx(0.0325),
     }
     assert host(tmp_path).pressure("no.slice") == {}
+
+
+def test_a_kept_file_is_read_anew_and_opened_anew_when_it_was_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    kept = sysfs.KeptFiles()
+    assert kept.read(str(path)) is None
+    path.write_text("1\n")
+    assert kept.read(str(path)) == "1"
+    path.write_text("22\n")
+    assert kept.read(str(path)) == "22"
+    path.unlink()
+    path.write_text("3\n")
+    pread, answers = os.pread, [errno.ENODEV]
+
+    def gone(*args: int) -> bytes:
+        if answers:  # what kernfs says of a file that was removed
+            raise OSError(answers.pop(), "removed")
+        return pread(*args)
+
+    monkeypatch.setattr(os, "pread", gone)
+    assert kept.read(str(path)) == "3"
+    answers += [errno.EOPNOTSUPP, errno.EOPNOTSUPP]  # psi=0 says so at opening
+    assert kept.read(str(path)) is None
+    assert kept.read(str(path)) == "3"
 
 
 def test_no_pressure_is_none(tmp_path: Path) -> None:

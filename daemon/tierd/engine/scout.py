@@ -189,8 +189,10 @@ class Scout:
         info = self._reader.describe(asked)
         if not (self._book.table.known(info.cgroup) | (info.cgroup == 0)).all():
             self._book.refresh(now=True)
-        state = np.zeros(len(info.pfn), np.uint16)
-        np.maximum.at(state, info.index, found.state[order])
+        state = found.state[order]
+        if len(info.pfn) < len(asked):
+            state = np.zeros(len(info.pfn), np.uint16)
+            np.maximum.at(state, info.index, found.state[order])
         refused = self._standing(info.pfn, direction, now - rules.min_residency)
         for why, reason in REFUSALS.items():
             refused[info.reason == why] = code(reason)

@@ -124,6 +124,7 @@ class LinuxHost:
         self._handshake: probe.Handshake | str | None = None
         self._woken = threading.Event()
         self._page_size = os.sysconf("SC_PAGE_SIZE")
+        self._kept = sysfs.KeptFiles()
         self._watermarks: Mapping[int, int] | None = None
         self._watermarks_until = 0.0
 
@@ -152,13 +153,13 @@ class LinuxHost:
 
     def node_memory(self) -> tuple[NodeMemory, ...]:
         """Room on each node now."""
-        text = sysfs.read_text(f"{self._sys}/devices/system/node/online")
+        text = self._kept.read(f"{self._sys}/devices/system/node/online")
         online = sorted(sysfs.parse_list(text)) or [0]
         now = self.monotonic()
         if self._watermarks is None or now >= self._watermarks_until:
             self._watermarks = sysfs.watermarks(self._proc)
             self._watermarks_until = now + WATERMARK_SECONDS
-        rooms = sysfs.node_memory(self._proc, self._sys, online, self._watermarks)
+        rooms = sysfs.node_memory(self._proc, self._sys, online, self._watermarks, self._kept.read)
         return tuple(room for room in rooms if room.total)
 
     def cgroups(self) -> tuple[Cgroup, ...]:
@@ -179,7 +180,8 @@ class LinuxHost:
             files = {name: f"{self._cgroup}/{cgroup}/{name}.pressure" for name in PRESSURES}
         else:
             files = {name: f"{self._proc}/pressure/{name}" for name in PRESSURES}
-        found = {name: sysfs.pressure(path) for name, path in files.items()}
+        # A kernel that has PSI switched off (psi=0) has the files and refuses to open them.
+        found = {name: sysfs.pressure(self._kept.read(path)) for name, path in files.items()}
         return {name: ratio for name, ratio in found.items() if ratio is not None}
 
     def foreign_tierers(self) -> tuple[ForeignTierer, ...]:

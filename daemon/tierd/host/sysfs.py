@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,14 +15,11 @@ from tierd.host import Cgroup, Node, NodeMemory, Span
 
 _MEM_TOTAL: Final = re.compile(r"\bMemTotal:\s+(\d+) kB")
 _MEM_FREE: Final = re.compile(r"\bMemFree:\s+(\d+) kB")
+_SOME: Final = re.compile(r"^some avg10=([0-9.]+)", re.MULTILINE)
 
 
 def read_text(path: Path | str) -> str | None:
-    """Contents without the surrounding white space, None when it cannot be read.
-
-    A cycle reads ten of them; with an opened text file and a path made for each that took an
-    emulated guest three times as long.
-    """
+    """Contents without the surrounding white space, None when it cannot be read."""
     try:
         opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -37,6 +34,30 @@ def read_text(path: Path | str) -> str | None:
     return b"".join(parts).decode("ascii", "replace").strip()
 
 
+class KeptFiles:
+    """Files of the kernel's that are read in every cycle, kept open: half of what such a cycle
+    took in an emulated guest went into opening six of them. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._opened: dict[str, int] = {}
+
+    def read(self, path: str) -> str | None:
+        """As `read_text`. Read from its beginning such a file is made anew; one that was removed
+        says so, and whatever has its name by now is opened."""
+        for _ in range(2):
+            opened = self._opened.get(path)
+            try:
+                if opened is None:
+                    opened = self._opened[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                return os.pread(opened, 1 << 16, 0).decode("ascii", "replace").strip()
+            except OSError:
+                if self._opened.pop(path, None) is None:
+                    return None
+                if opened is not None:
+                    os.close(opened)
+        return None
+
+
 def read_int(path: Path | str) -> int | None:
     text = read_text(path)
     try:
@@ -45,10 +66,9 @@ def read_int(path: Path | str) -> int | None:
         return None
 
 
-def pressure(path: Path | str) -> float | None:
-    """ "some avg10" of a PSI file as a ratio; None where there is none. A kernel that has PSI
-    switched off (psi=0) has the file and refuses to open it."""
-    found = re.search(r"^some avg10=([0-9.]+)", read_text(path) or "", flags=re.MULTILINE)
+def pressure(text: str | None) -> float | None:
+    """ "some avg10" of a PSI file's text as a ratio; None where there is none."""
+    found = _SOME.search(text or "")
     return float(found[1]) / 100 if found else None
 
 
@@ -207,14 +227,18 @@ def watermarks(proc: Path) -> dict[int, int]:
 
 
 def node_memory(
-    proc: Path, sys: Path, ids: Iterable[int], high: Mapping[int, int]
+    proc: Path,
+    sys: Path,
+    ids: Iterable[int],
+    high: Mapping[int, int],
+    read: Callable[[str], str | None] = read_text,
 ) -> tuple[NodeMemory, ...]:
     """Room per node from its meminfo (kB there); `high` as from `watermarks`."""
     rooms: list[NodeMemory] = []
     for node in ids:
-        text = read_text(f"{sys}/devices/system/node/node{node}/meminfo")
+        text = read(f"{sys}/devices/system/node/node{node}/meminfo")
         if text is None:
-            text = read_text(proc / "meminfo") or ""
+            text = read(f"{proc}/meminfo") or ""
         # The first lines; a search for all of both would go on to the end.
         total, free = (
             int(match[1]) * 1024 if (match := pattern.search(text)) else 0
