@@ -13,7 +13,7 @@ from typing import Final
 COST: Final = 1.5e-6
 """CPU seconds per base page before anything was measured: what move_phys_pages takes natively."""
 
-COST_MOST: Final = 10e-6
+COST_MOST: Final = 4e-6
 """A dearer move is not believed: the whole machine is slow then, emulated or overloaded, and
 accesses to slow memory with it."""
 

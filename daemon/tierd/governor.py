@@ -32,6 +32,10 @@ OTHERS_SHARE: Final = 0.5
 """Of the CPU share: so much of a cycle's at most goes to decisions, reports and whoever asks for
 them, so that sampling does not starve."""
 
+CREDIT: Final = 4.0
+"""Cycles' worth of the CPU share that decisions and reports may owe before even those decisions
+wait that something has just been found for; others wait from one cycle's worth on."""
+
 MOST_OWED: Final = 60.0
 """Cycles' worth of the CPU share that decisions and reports may owe; beyond that the share is
 exceeded."""
@@ -160,6 +164,10 @@ class Thrash:
         the demotion of the wasted ones (0 without any). persists: whether what the class wanted
         is still accessed; None where nobody looked.
         """
+        if persists is None and not (promoted.any() or wasted.any() or self.stopped.any()):
+            self._promoted *= MEMORY
+            self._wasted *= MEMORY
+            return np.zeros(len(promoted), np.bool_)  # nothing that could change a judgement
         self._promoted = self._promoted * MEMORY + promoted
         self._wasted = self._wasted * MEMORY + wasted
         self._life = np.where(wasted > 0, np.maximum(self._life * MEMORY, life), self._life)
@@ -318,10 +326,10 @@ class Budget:
         self._payable -= paid
         self._cpu.spend(paid)
 
-    @property
-    def in_arrears(self) -> bool:
-        """Whether overhead owes more than a cycle's share: no time for decisions that can wait."""
-        return self._owed > self._part
+    def in_arrears(self, *, urgent: bool) -> bool:
+        """Whether overhead owes too much for decisions to be made now. urgent: something has just
+        been found that is to be moved."""
+        return self._owed > (CREDIT if urgent else 1.0) * self._part
 
     @property
     def tokens(self) -> Sequence[int]:

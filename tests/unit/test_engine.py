@@ -47,6 +47,7 @@ class Machine:
         self.now = 0.0
         self.refuse: set[int] = set()
         self.groups: tuple[Cgroup, ...] = ()
+        self.confirmed = 0
         self.looks = 0
         self.psi: dict[str, dict[str, float]] = {}
 
@@ -112,7 +113,7 @@ class Machine:
         yield SampleBatch("fake", (at + self.base).astype(np.uint64), weight, 0, 1)
 
     def status(self) -> SamplerStatus:
-        return SamplerStatus("fake", 1.0, 1.0, 1.0)
+        return SamplerStatus("fake", 1.0, 1.0, 1.0, confirmed=self.confirmed)
 
     def forget(self, pfn: Pfns) -> None:
         pass
@@ -183,6 +184,20 @@ def test_what_was_seen_while_decisions_waited_is_not_forgotten() -> None:
     engine._budget._owed = 0.0
     machine.sample = lambda cpu_budget: iter(())  # type: ignore[method-assign]
     run(engine, machine, 2)
+    assert machine.on(FAST, np.arange(256)) == 256
+
+
+def test_what_has_just_been_found_is_decided_on_credit() -> None:
+    machine = Machine()
+    machine.fill(SLOW, 1600, 0)
+    machine.hot[:256] = True
+    engine = engine_for(machine)
+    engine._budget._owed = 4 * engine._budget._part
+    assert all(report.deferred for report in run(engine, machine, 4))
+    assert engine._budget._owed > 1.5 * engine._budget._part
+    machine.confirmed = 1
+    (report,) = run(engine, machine, 1)
+    assert not report.deferred
     assert machine.on(FAST, np.arange(256)) == 256
 
 

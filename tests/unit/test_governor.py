@@ -245,7 +245,7 @@ def test_decisions_wait_while_earlier_ones_are_not_paid_for() -> None:
     for cycle in range(1, 9):
         budget.begin(float(cycle), {}, {})
         budget.overhead(0.004)
-        waiting.append(budget.in_arrears)
+        waiting.append(budget.in_arrears(urgent=False))
         if not waiting[-1]:
             budget.overhead(0.05)
     # A second one on credit, and then as often as they are paid for.

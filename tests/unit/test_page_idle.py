@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The idle-bitmap sampler: what it reports, what it costs, how soon it finds."""
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,9 +11,10 @@ from hypothesis import strategies as st
 
 from fakehost import hot_only, machine, pages_of, topology_of
 from tierd.config import Sampling, Window, Workload
+from tierd.governor import CPU_BURST
 from tierd.host import KPF, KernelError, MoveOption, Span
 from tierd.host.simulated import Costs, SimulatedHost
-from tierd.samplers import SampleBatch, Sampler
+from tierd.samplers import SampleBatch, Sampler, page_idle
 from tierd.samplers.idle_active import SLOW_SHARE, Active
 from tierd.samplers.idle_blocks import BlockTable
 from tierd.samplers.idle_looks import (
@@ -498,6 +502,81 @@ def test_a_hot_set_in_one_piece_is_found_long_before_a_round_is_over() -> None:
     assert status.find_time is not None
     assert max(round_time, calls) < status.find_time < 3 * round_time
     assert round_time > 30  # or there was nothing to be early for
+
+
+def slow_looks(host: SimulatedHost, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let every look take so many CPU seconds more, as tierd's own part does under emulation."""
+
+    def slow(original: Callable[..., Any]) -> Callable[..., Any]:
+        def look(*args: Any) -> Any:
+            host._system += seconds
+            return original(*args)
+
+        return look
+
+    for name in ("mark_full", "read_full", "read_words"):
+        monkeypatch.setattr(page_idle, name, slow(getattr(page_idle, name)))
+
+
+def on_a_share(
+    host: SimulatedHost, source: Sampler, share: float, cycles: int
+) -> Iterator[list[SampleBatch]]:
+    """Cycles of a second with that share of a core, of which four cycles' worth can be saved."""
+    tokens = 0.0
+    for _ in range(cycles):
+        tokens = min(tokens + share, CPU_BURST * share)
+        before = host.cpu_times()
+        batches = list(source.sample(tokens))
+        tokens -= (host.cpu_times() - before).total
+        yield batches
+        host.sleep(1.0)
+
+
+def test_second_looks_are_on_credit_and_wait_for_no_long_window(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Looks cost nearly all that there is for two cycles, and the window is three seconds."""
+    host = guest()
+    slow_looks(host, monkeypatch, 0.02)
+    source = sampler(host, cpu="7%", window=Window(min="3s", max="3.1s"))
+    hot_only(host, 1, hot=1)
+    for _ in on_a_share(host, source, 0.07, 60):
+        assert source.status().confirmed == 0
+    hot_only(host, 1, hot=16_384)
+    begun, before = host.monotonic(), host.cpu_times()
+    seen: list[int] = []
+    sure: list[int] = []
+    for cycle, batches in enumerate(on_a_share(host, source, 0.07, 60)):
+        seen += [cycle] if len(accessed(batches)) else []
+        sure += [cycle] if source.status().confirmed >= 12 else []
+    assert sure
+    assert seen[0] < sure[0] <= seen[0] + 3
+    seconds = host.monotonic() - begun
+    assert (host.cpu_times() - before).total < 0.07 * seconds * 1.1  # the credit was paid back
+
+
+def test_memory_that_has_just_been_filled_comes_before_the_rest() -> None:
+    host = guest()
+    host.exit(1)
+    source = sampler(host)
+    for _ in range(60):
+        sample(host, source, 0.03)
+    host.start(1)
+    hot_only(host, 1, hot=pages_of(host, 1).size)
+    blocks = np.unique(pages_of(host, 1) // np.uint64(BLOCK))
+    found = np.zeros(0, np.uint64)
+    for _ in range(6):
+        found = np.union1d(found, accessed(sample(host, source, 0.03)) // np.uint64(BLOCK))
+    assert np.isin(blocks, found).mean() > 0.9
+
+
+def test_what_waits_in_a_crowd_for_a_full_look_gets_a_sparse_one() -> None:
+    _, source = looked_at()
+    every = np.arange(source._table.count)
+    source._active.add(every[~source._table.listed(every)], 1)
+    waiting = len(source._active) * BLOCK
+    assert len(source._next("sweep", waiting)[0]) == 0
+    assert len(source._next("sweep", waiting / 100)[0]) > 0
 
 
 def test_cold_memory_is_looked_at_as_well() -> None:

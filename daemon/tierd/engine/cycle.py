@@ -138,7 +138,7 @@ class Engine:
             Reason.BUDGET if allowance.share == 1 else Reason.PRESSURE,
         )
         # Deciding later is cheaper than not looking: what overhead owes is paid first.
-        now.deferred = self._budget.in_arrears
+        now.deferred = self._budget.in_arrears(urgent=tally.confirmed > 0)
         idle = self._nothing_to_do and not any(target.demands for target in self._targets)
         plans = [] if now.deferred or idle else self._plan(tally, tiers, limits, now.started)
         at = self._clock(tally, "plan", at)
@@ -149,7 +149,7 @@ class Engine:
             self.watcher.end([each.status() for each in self._samplers])
         self._since = self._clock(tally, "move", at)
         self._budget.overhead(tally.cpu["heat"].total + tally.cpu["plan"].total)
-        return self._report(tally, now)
+        return self._report(tally, now, self._tiers(tally.seen) if tally.flows else tiers)
 
     def reconfigure(self, config: Config) -> None:
         """Follow another policy from the next cycle on; heat and the memory of moves stay."""
@@ -403,9 +403,8 @@ class Engine:
 
     # -- reporting -------------------------------------------------------------------------
 
-    def _report(self, tally: Tally, now: Circumstances) -> CycleReport:
+    def _report(self, tally: Tally, now: Circumstances, tiers: Sequence[TierHeat]) -> CycleReport:
         page = self._host.page_size
-        tiers = self._tiers(tally.seen)
         promote, demote = self._budget.tokens
         target = self._targets[0]
         return CycleReport(

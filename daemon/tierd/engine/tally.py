@@ -21,6 +21,8 @@ from tierd.topology import TierInfo
 
 HEAT_BUCKETS: Final = 16
 
+_RATES: Final = np.array([0.0, *(level_rate(level) for level in range(1, LEVELS))])
+
 Flow = tuple[Direction, int, int]
 """Direction, source node, target node."""
 
@@ -49,6 +51,8 @@ class Tally:
         self.samplers: list[SamplerReport] = []
         self.fast_share: float | None = None
         """The sampler's own estimate of the hit ratio, where it has one."""
+        self.confirmed = 0
+        """Blocks that have become hot and were looked at twice by now."""
         self.attempted: Counter[Flow] = Counter()
         self.flows: Counter[Flow] = Counter()
         self.skipped: Counter[tuple[Direction, Reason]] = Counter()
@@ -62,6 +66,7 @@ class Tally:
         """One sampler is done for this cycle."""
         if status.fast_share is not None:
             self.fast_share = status.fast_share
+        self.confirmed += status.confirmed
         self.seen += seen
         self.samplers.append(
             SamplerReport(
@@ -133,8 +138,7 @@ def hit_ratio(tiers: Sequence[TierHeat]) -> float | None:
     From heat, not from the frames found accessed in one cycle: sampling goes where things
     change, so that one cycle's looks are no fair sample of all frames.
     """
-    rates = np.array([0.0, *(level_rate(level) for level in range(1, LEVELS))])
-    expected = [float(tier.histogram @ rates) for tier in tiers]
+    expected = [float(tier.histogram @ _RATES) for tier in tiers]
     return expected[0] / sum(expected) if sum(expected) else None
 
 

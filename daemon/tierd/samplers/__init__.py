@@ -54,6 +54,9 @@ class SamplerStatus:
     find_time: float | None = None
     """Seconds within which a 2 MiB block that becomes hot as a whole, outside the fastest tier,
     is looked at twice and so known for hot: an estimate. None where the source cannot say."""
+    confirmed: int = 0
+    """2 MiB blocks that have just become hot and were looked at for the second time in the last
+    call: there is something to decide."""
 
 
 class Sampler(Protocol):

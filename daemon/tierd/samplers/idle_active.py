@@ -43,6 +43,7 @@ class Active:
         self._since = np.zeros(0, np.uint32)
         self._new: list[tuple[Blocks, int]] = []
         self._count = 0
+        self._urgent: float | None = None
         self._fresh = 0.0
         self._served = 0.0
         self._turn = 0
@@ -52,6 +53,7 @@ class Active:
 
     def add(self, blocks: Blocks, turn: int) -> None:
         """Put blocks on the list, each once; `turn` is the number of the present call."""
+        self._urgent = None
         new = blocks[~self._table.listed(blocks)][: max(self._most - self._count, 0)]
         if len(new):
             self._table.list(new, True)
@@ -61,6 +63,7 @@ class Active:
     def front(self, count: int) -> tuple[Blocks, NDArray[np.int64]]:
         """Take the first `count` that are not being looked at off the list: blocks, and the
         turns in which they came onto it. The caller gives back what it does not use."""
+        self._urgent = None
         self._gather()
         waiting = np.flatnonzero(~self._table.busy(self._block.astype(np.int64)))[:count]
         blocks = self._block[waiting].astype(np.int64)
@@ -78,13 +81,17 @@ class Active:
         self._count += len(blocks)
 
     def urgent(self) -> float:
-        """Units of a full look at the blocks that choose(urgent=True) chooses from."""
-        self._gather()
-        blocks = self._block[:CHOICE].astype(np.int64)
-        blocks = blocks[self._is_urgent(blocks) & ~self._table.busy(blocks)]
-        return float(full_units(self._table.kind(blocks), self._table.heads(blocks)).sum())
+        """Units of a full look at the blocks that choose(urgent=True) chooses from; counted anew
+        after looks were read or chosen."""
+        if self._urgent is None:
+            self._gather()
+            blocks = self._block[:CHOICE].astype(np.int64)
+            blocks = blocks[self.is_urgent(blocks) & ~self._table.busy(blocks)]
+            units = full_units(self._table.kind(blocks), self._table.heads(blocks))
+            self._urgent = float(units.sum())
+        return self._urgent
 
-    def _is_urgent(self, blocks: Blocks) -> NDArray[np.bool_]:
+    def is_urgent(self, blocks: Blocks) -> NDArray[np.bool_]:
         """Outside the fastest tier, and most of it has just become hot: the second look decides."""
         table = self._table
         hot = (table.share(blocks) >= PLAIN) & (table.calm(blocks) < SURE)
@@ -110,7 +117,7 @@ class Active:
             (quick, 1.0),
         ]
         if urgent:
-            now = self._is_urgent(front)
+            now = self.is_urgent(front)
             parts = [(now, 1.0), (~now, 0.0)]
         fresh = front[~quick & (table.share(front) > 0) & (table.calm(front) < SURE)]
         taken: list[Blocks] = []

@@ -65,6 +65,7 @@ VERIFY_EVERY: Final = 4
 """Looks after which a known layout is checked although nothing speaks against it."""
 
 ACTIVE_SHARE: Final = 0.5
+FILLING_SHARE: Final = 0.1
 SWEEP_SHARE: Final = 0.35
 """Of the budget; the refresh has the rest, and what one leaves over goes to the others."""
 SWEEP_MOST: Final = 0.75
@@ -72,6 +73,8 @@ SWEEP_MOST: Final = 0.75
 `ROUND_GOAL` otherwise: on a large host the refresh comes round once in hours anyway."""
 ROUND_GOAL: Final = 60.0
 """Seconds."""
+CROWD: Final = 2.0
+"""Times what the sweep may use in a call."""
 AROUND_SHARE: Final = 0.3
 """Of the sweep's part: for blocks around those that have become hot."""
 _AROUND: Final = np.array([at for at in range(-STRIDE // 2, STRIDE // 2 + 1) if at])
@@ -102,8 +105,10 @@ FIRST_PART: Final = 0.2
 
 WORTH: Final = 1.5
 """Times what looks cost whatever their size: less is not worth beginning any, and is saved up."""
-CREDIT: Final = 1.0
-"""Calls' worth of the CPU share."""
+SCARCE: Final = 3.0
+"""Times that again: with less a call begins second looks or looks of all kinds, not both."""
+CREDIT: Final = 4.0
+"""Calls' worth of the CPU share that second looks may owe."""
 MOST_URGENT: Final = 3
 """Calls on credit until there is enough for looks of all kinds again."""
 MOST_SAVED: Final = 3
@@ -115,7 +120,7 @@ class _Look:
     """Blocks marked together. words and masks are None for a look at all frames.
 
     fair: those blocks (sorted) that came in turn, so that they are a fair sample of all of them.
-    cpu: seconds that marking took.
+    cpu: seconds that marking took. urgent: read in the next call, however long the window is.
     """
 
     blocks: Blocks
@@ -124,6 +129,7 @@ class _Look:
     marked: float
     fair: Blocks
     cpu: float
+    urgent: bool
 
 
 class PageIdleSampler:
@@ -154,6 +160,7 @@ class PageIdleSampler:
         self._choosing = 0.0
         self._saved = 0
         self._urgent = 0
+        self._confirmed = 0
         self._free: dict[int, int] = {}
         self._filling = 0
         self._pass = 0
@@ -172,6 +179,7 @@ class PageIdleSampler:
         all happen within the call.
         """
         self._pass += 1
+        self._confirmed = 0
         first = self._last_call is None and self._tuner.least <= GLANCE
         self._note_call()
         window = self._tuner.window
@@ -194,7 +202,7 @@ class PageIdleSampler:
         window = self._tuner.effective(self._gap)
         # A round's wait at most for the first look, then the wait for a second one.
         find = seconds + 2 * window + self._active.wait * self._gap
-        return SamplerStatus(self.name, window, coverage, seconds, share, find)
+        return SamplerStatus(self.name, window, coverage, seconds, share, find, self._confirmed)
 
     def forget(self, pfn: Pfns) -> None:
         """Free frames read as accessed: their blocks are not taken for wholly used any more."""
@@ -224,8 +232,11 @@ class PageIdleSampler:
     def _harvest(self, window: float) -> Generator[SampleBatch, None, float]:
         """Read every look marked at least `window` seconds ago; returns CPU seconds spent."""
         now = self._host.monotonic()
-        due = [look for look in self._flight if now - look.marked >= window]
-        self._flight = [look for look in self._flight if now - look.marked < window]
+        # What was hot a moment ago need not be so for a whole window to be known for it.
+        soon = min(window, self._gap / 2)
+        ready = [now - each.marked >= (soon if each.urgent else window) for each in self._flight]
+        due = [look for look, now in zip(self._flight, ready, strict=True) if now]
+        self._flight = [look for look, now in zip(self._flight, ready, strict=True) if not now]
         spent = 0.0
         try:
             while due:
@@ -285,6 +296,8 @@ class PageIdleSampler:
             self._look_around(blocks[risen & (small | (table.calm(blocks) >= CALM))])
         table.learn(blocks, seen.kind, share.astype(np.uint8))
         calm = table.settle(blocks, changed)
+        if look.urgent:
+            self._confirmed += int(np.count_nonzero((share >= PLAIN) & (calm >= SURE)))
         mixed = (share > IDLE) & (share < HOT)
         active = (seen.kind != EMPTY) & (mixed | changed | ((share >= HOT) & (calm < CALM)))
         # Of a huge page the sweep sees all there is: a second and a third look when it is hot.
@@ -347,7 +360,9 @@ class PageIdleSampler:
         fixed = self._costs.looks + self._choosing
         capacity = max(allowed - fixed, allowed / (2 * WORTH)) / self._costs.full
         saving = allowed < WORTH * fixed and self._saved < MOST_SAVED
-        if saving or capacity < UNIT_PEEK:
+        # Looks of all kinds would have a place for only some of what waits for a second one.
+        pressing = allowed < SCARCE * fixed and self._waits_urgently
+        if saving or pressing or capacity < UNIT_PEEK:
             self._saved += allowed > 0  # a debt is paid back before anything is saved
             return self._begin_urgent(allowed)
         self._saved = self._urgent = 0
@@ -360,19 +375,27 @@ class PageIdleSampler:
         return spent
 
     def _begin_urgent(self, allowed: float) -> float:
-        """Look a second time at what has just become hot, on credit: within `CREDIT` calls it is
-        saved again."""
-        if self._urgent >= MOST_URGENT:  # others have their turn as well
+        """Look a second time at what has just become hot, on credit: within some calls it is saved
+        again."""
+        if not self._waits_urgently:
             return 0.0
         before = self._host.cpu_times()
-        allowed += CREDIT * self._share * self._gap
-        look = self._costs.looks / 2
-        units = min(self._active.urgent(), (allowed - look) / self._costs.full)
-        if units * self._costs.full > look / 2:  # a few wait for the next looks of all kinds
+        allowed += CREDIT * self._share * self._gap - self._costs.looks / 2
+        units = min(self._active.urgent(), allowed / self._costs.full)
+        if self._is_worth_a_look(units):
             chosen = self._active.choose(self._pass, units, urgent=True)
-            self._mark(np.sort(chosen), None, fair=chosen[:0])
+            self._mark(np.sort(chosen), None, fair=chosen[:0], urgent=True)
             self._urgent += 1
         return (self._host.cpu_times() - before).total
+
+    @property
+    def _waits_urgently(self) -> bool:
+        """Something has just become hot, and others have had their turn lately as well."""
+        return self._urgent < MOST_URGENT and self._is_worth_a_look(self._active.urgent())
+
+    def _is_worth_a_look(self, units: float) -> bool:
+        """A few blocks had better wait for the next looks of all kinds."""
+        return units * self._costs.full > self._costs.looks / 4
 
     def _choose(self, capacity: float) -> None:
         """Choose blocks worth `capacity` units and mark them."""
@@ -385,19 +408,27 @@ class PageIdleSampler:
             self._filling = max(self._filling - passed, 0)
             self._mark(chosen, None, fair=chosen)
             return
-        active = self._active.choose(self._pass, capacity * ACTIVE_SHARE)
+        # Memory that has just been filled comes first: the other has been looked at before.
+        filling = self._filling > 0
+        part = FILLING_SHARE if filling else ACTIVE_SHARE
+        active = self._active.choose(self._pass, capacity * part)
         left = capacity - float(self._costs.full_units(active).sum())
         # The refresh chooses first: blocks that it takes need no sparse look.
-        refresh, _ = self._next("refresh", left - self._for_sweep(capacity, left))
+        kept = left if filling else self._for_sweep(capacity, left)
+        refresh, _ = self._next("refresh", left - kept)
         left -= float(self._costs.full_units(refresh).sum())
         around = self._next_around(left * AROUND_SHARE)
         left -= float(self._costs.word_units(around).sum())
         sweep, passed = self._next("sweep", left)
         self._round.passed(passed, now)
         left -= float(self._costs.word_units(sweep).sum())
-        if left >= BLOCK:
+        if left >= max(BLOCK, capacity / 4):  # less is saved for later
             active = np.concatenate((active, self._active.choose(self._pass, left)))
         none = np.zeros(0, np.int64)
+        if self._tuner.effective(self._gap) > self._gap:
+            soon = self._active.is_urgent(active)
+            self._mark(np.sort(active[soon]), None, fair=none, urgent=True)
+            active = active[~soon]
         self._mark(np.sort(np.concatenate((active, refresh))), None, fair=none)
         self._mark(np.sort(np.concatenate((around, sweep))), self._pass, fair=np.sort(sweep))
 
@@ -433,6 +464,8 @@ class PageIdleSampler:
     def _next(self, stream: str, capacity: float) -> tuple[Blocks, int]:
         """The next blocks in turn worth at most `capacity` units, and how many were passed."""
         table, sweeping = self._table, stream == "sweep"
+        # So many wait for a full look that a few of their frames had better be looked at first.
+        crowded = len(self._active) * BLOCK > CROWD * capacity
         cost = self._costs.word_units if sweeping else self._costs.full_units
         chosen: list[Blocks] = []
         count, passed = table.count, 0
@@ -444,7 +477,7 @@ class PageIdleSampler:
             end = min(at + SLICE, count, at + count - passed)
             window = in_turn(count, at, end) if sweeping else np.arange(at, end)
             skip = table.busy(window)
-            if sweeping:
+            if sweeping and not crowded:
                 skip |= table.listed(window)
             # Blocks of one pass are a multiple of STRIDE apart.
             turn = window // STRIDE + window + self._pass
@@ -468,7 +501,9 @@ class PageIdleSampler:
             self._filling = max(self._filling - passed, 0)
         return np.concatenate(chosen) if chosen else np.zeros(0, np.int64), passed
 
-    def _mark(self, blocks: Blocks, sparse: int | None, *, fair: Blocks) -> None:
+    def _mark(
+        self, blocks: Blocks, sparse: int | None, *, fair: Blocks, urgent: bool = False
+    ) -> None:
         """Mark chosen blocks (sorted): `sparse` None in full, else in one word that it helps to
         choose. fair: those of them (sorted) that came in turn."""
         if not len(blocks):
@@ -486,13 +521,13 @@ class PageIdleSampler:
             part = full[at : at + GROUP_FULL]
             before = self._host.cpu_times()
             mark_full(self._host, self._table.first(part))
-            self._launch(part, None, None, fair, before.total)
+            self._launch(part, None, None, fair, before.total, urgent)
         for at in range(0, len(words), GROUP_WORDS):
             part = words[at : at + GROUP_WORDS]
             before = self._host.cpu_times()
             word, mask = self._choose_words(part, sparse or 0)
             self._host.set_idle_words(self._table.first(part) + word * np.uint64(64), mask)
-            self._launch(part, word.astype(np.uint8), mask, fair, before.total)
+            self._launch(part, word.astype(np.uint8), mask, fair, before.total, urgent)
 
     def _launch(
         self,
@@ -501,11 +536,12 @@ class PageIdleSampler:
         masks: NDArray[np.uint64] | None,
         fair: Blocks,
         before: float,
+        urgent: bool,
     ) -> None:
         cpu = self._host.cpu_times().total - before
         these = fair[slice(*np.searchsorted(fair, (blocks[0], blocks[-1] + 1)))]
         these = these[np.isin(these, blocks)]
-        look = _Look(blocks, words, masks, self._host.monotonic(), these, cpu)
+        look = _Look(blocks, words, masks, self._host.monotonic(), these, cpu, urgent)
         self._flight.append(look)
 
     def _choose_words(
