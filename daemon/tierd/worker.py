@@ -40,6 +40,9 @@ T = TypeVar("T")
 CHECK_CYCLES: Final = 10
 """Cycles between two looks for hot-plugged nodes, and between two STATUS= lines."""
 
+STARTED: Final = 3
+"""Cycles after which all that cycles use has been used."""
+
 FOREIGN_CYCLES: Final = 60
 """Cycles between two looks for others who move pages, and at every memory block: on a large host
 there are thousands of those, so they are looked at sooner only when the size of a node changed."""
@@ -265,6 +268,8 @@ class Worker:
             # The temporaries of a search are megabytes, and the heap would keep them.
             self._allocator.give_back()
         self._tell_degraded()
+        if self.state.cycles == STARTED:
+            self._allocator.let_go_of_code()
         if self.state.cycles == 1 or self.state.cycles % CHECK_CYCLES == 0:
             self._notifier.status(self.state.summary())
         self._watch(self.state)

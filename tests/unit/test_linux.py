@@ -4,6 +4,8 @@
 import ctypes
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -459,6 +461,21 @@ def test_a_kept_file_is_read_anew_and_opened_anew_when_it_was_removed(
     answers += [errno.EOPNOTSUPP, errno.EOPNOTSUPP]  # psi=0 says so at opening
     assert kept.read(str(path)) is None
     assert kept.read(str(path)) == "3"
+
+
+def test_code_that_only_the_start_used_is_let_go_of() -> None:
+    program = """
+import os, tierd.config, tierd.metrics
+from tierd.host.linux import Allocator
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+before = resident()
+Allocator().let_go_of_code()
+print(before - resident())
+tierd.config.Config.model_validate({"version": 1})  # it works as before
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert int(done.stdout) > 2**20
 
 
 def test_no_pressure_is_none(tmp_path: Path) -> None:

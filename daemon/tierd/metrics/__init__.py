@@ -167,20 +167,17 @@ class Exporter:
         if self._listen is None or self._server is not None:
             return
         self._server = Server(self._listen, self.text, lambda: self.ready)
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, name="metrics", daemon=True
-        )
+        self._thread = threading.Thread(target=self._server.serve, name="metrics", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Stop serving. The values stay readable through `text`."""
         server, thread = self._server, self._thread
         self._server = self._thread = None
-        if server is not None:
-            server.shutdown()
-            server.server_close()
-        if thread is not None:
+        if server is not None and thread is not None:
+            server.stop()
             thread.join()
+            server.server_close()
 
     def text(self, accept: str = "") -> tuple[bytes, str]:
         """The exposition and its content type; OpenMetrics when `accept` asks for it."""

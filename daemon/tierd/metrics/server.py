@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socket import AF_INET, AF_INET6
+from socket import AF_INET, AF_INET6, SHUT_RDWR
 from socketserver import TCPServer
 from typing import Any, Final
 
@@ -46,12 +46,23 @@ class Server(ThreadingHTTPServer):
         self.text = text
         self.ready = ready
         self._slots = threading.BoundedSemaphore(MAX_CLIENTS)
+        self._stopping = False
         try:
             super().__init__((host, port), _Handler)
         except OSError as error:
             raise ListenError(
                 f"metrics.listen: cannot listen on {listen}: {error.strerror or error}"
             ) from error
+
+    def serve(self) -> None:
+        """Serve until `stop`, without the wake-ups of serve_forever, which polls for its end."""
+        while not self._stopping:
+            self.handle_request()
+
+    def stop(self) -> None:
+        """Let `serve` end, from another thread."""
+        self._stopping = True
+        self.socket.shutdown(SHUT_RDWR)  # wakes it: there will be no more clients
 
     def server_bind(self) -> None:
         # HTTPServer.server_bind looks the host's name up in DNS, which can block a start.

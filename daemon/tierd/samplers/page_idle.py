@@ -85,12 +85,13 @@ GLANCE: Final = 0.5
 """Seconds that the first call may wait for a first glance."""
 
 PEEKS: Final = 32
-"""With more empty blocks than this only every so many-th of them (at most every eighth) is peeked
-at in a call: a peek tells little and costs a call to the kernel."""
+SELDOM: Final = 32
+"""With more empty blocks than `PEEKS` only every so many-th of them (at most every `SELDOM`-th) is
+peeked at in a call: a peek tells little and costs a call to the kernel."""
 
 FILLED: Final = 16 * 2**20
 FILLED_SHARE: Final = 1 / 256
-"""Free memory taken since the last call, in bytes and as a share of all, after which every empty
+"""Free memory taken since the last time, in bytes and as a share of all, after which every empty
 block is peeked at in a round of the sweep."""
 
 SLICE: Final = 4096
@@ -438,7 +439,8 @@ class PageIdleSampler:
         taken = sum(max(self._free.get(node.node, 0) - node.free, 0) for node in memory)
         if taken >= max(FILLED, FILLED_SHARE * sum(node.total for node in memory)):
             self._filling = self._table.count
-        self._free = {node.node: node.free for node in memory}
+            self._free.clear()
+        self._free = {each.node: max(each.free, self._free.get(each.node, 0)) for each in memory}
 
     def _for_sweep(self, capacity: float, left: float) -> float:
         """Units that the refresh has to leave for the sweep."""
@@ -469,9 +471,9 @@ class PageIdleSampler:
         cost = self._costs.word_units if sweeping else self._costs.full_units
         chosen: list[Blocks] = []
         count, passed = table.count, 0
-        pause = 1 if self._filling else min(max(self._empties // PEEKS, 1), 8)
+        pause = 1 if self._filling else min(max(self._empties // PEEKS, 1), SELDOM)
         for _ in range(SLICES):
-            if passed >= count:
+            if passed >= count or capacity < UNIT_PEEK:
                 break
             at = self._turn[stream]
             end = min(at + SLICE, count, at + count - passed)
