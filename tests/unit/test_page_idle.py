@@ -14,7 +14,7 @@ from tierd.config import Sampling, Window, Workload
 from tierd.governor import CPU_BURST
 from tierd.host import KPF, KernelError, MoveOption, Span
 from tierd.host.simulated import Costs, SimulatedHost
-from tierd.samplers import SampleBatch, Sampler, page_idle
+from tierd.samplers import SampleBatch, Sampler, idle_marks, page_idle
 from tierd.samplers.idle_active import SLOW_SHARE, Active
 from tierd.samplers.idle_blocks import BlockTable
 from tierd.samplers.idle_looks import (
@@ -514,8 +514,12 @@ def slow_looks(host: SimulatedHost, monkeypatch: pytest.MonkeyPatch, seconds: fl
 
         return look
 
-    for name in ("mark_full", "read_full", "read_words"):
-        monkeypatch.setattr(page_idle, name, slow(getattr(page_idle, name)))
+    for module, name in (
+        (idle_marks, "mark_full"),
+        (page_idle, "read_full"),
+        (page_idle, "read_words"),
+    ):
+        monkeypatch.setattr(module, name, slow(getattr(module, name)))
 
 
 def on_a_share(
@@ -575,8 +579,8 @@ def test_what_waits_in_a_crowd_for_a_full_look_gets_a_sparse_one() -> None:
     every = np.arange(source._table.count)
     source._active.add(every[~source._table.listed(every)], 1)
     waiting = len(source._active) * BLOCK
-    assert len(source._next("sweep", waiting)[0]) == 0
-    assert len(source._next("sweep", waiting / 100)[0]) > 0
+    assert len(source._chooser.next("sweep", waiting, 1)[0]) == 0
+    assert len(source._chooser.next("sweep", waiting / 100, 1)[0]) > 0
 
 
 def test_cold_memory_is_looked_at_as_well() -> None:

@@ -26,6 +26,10 @@ _CALM_SHIFT: Final = np.uint8(3)
 _BUSY: Final = np.uint8(0b0100_0000)
 _LISTED: Final = np.uint8(0b1000_0000)
 
+IDLE: Final = 8
+HOT: Final = 247
+"""Accessed shares (of 255) up to and from which a block counts as idle or hot as a whole."""
+
 MOST_CALM: Final = 7
 """Beyond it the count of calm looks goes on at `_CALM_AGAIN`: what is done every fourth time
 goes on being done."""

@@ -1,24 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The idle bitmap as a source of hot and cold evidence, inside a CPU budget.
 
-Three streams share the budget of a call:
-
-- *active* blocks, where some pages are accessed and some not or where something has changed:
-  looked at in full, again and again, until they are calm;
-- the *sweep*: a few frames of every other block in turn, so that what becomes hot is found. It
-  goes over all memory in `STRIDE` passes, each with every `STRIDE`-th block, and where it meets
-  something new it looks around: a hot set that is not scattered is found in a pass or two;
-- the *refresh*: every block in full in turn, for exact evidence about calm ones too.
-
-Where the budget covers every frame of the machine there is only the refresh. The window, which
-is the time between marking a frame idle and reading it, is tuned apart from all that.
+Blocks of 2 MiB are chosen (`idle_choice`), marked (`idle_marks`), left alone for a window, which is
+tuned apart (`idle_window`), and read (`idle_looks`). Here it is decided what the budget is spent
+on, and what a look told is taken over.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -28,8 +19,9 @@ from tierd.config import Sampling
 from tierd.host import Host, Pfns
 from tierd.samplers import SampleBatch, SamplerStatus
 from tierd.samplers.idle_active import PLAIN, SURE, Active
-from tierd.samplers.idle_blocks import Blocks, BlockTable
-from tierd.samplers.idle_cost import UNIT_BLOCK, UNIT_PEEK, UNIT_WORD, Costs, full_units
+from tierd.samplers.idle_blocks import HOT, IDLE, Blocks, BlockTable, Bools
+from tierd.samplers.idle_choice import Chooser
+from tierd.samplers.idle_cost import UNIT_BLOCK, UNIT_PEEK, Costs
 from tierd.samplers.idle_looks import (
     BLOCK,
     EMPTY,
@@ -40,67 +32,23 @@ from tierd.samplers.idle_looks import (
     USED,
     Known,
     Seen,
-    mark_full,
-    occupied,
     read_full,
     read_words,
 )
+from tierd.samplers.idle_marks import Choice, Look, Marker
+from tierd.samplers.idle_sums import Sums
 from tierd.samplers.idle_window import WindowTuner
-from tierd.samplers.rounds import STRIDE, Round, in_turn
 from tierd.topology import Topology
-
-GROUP_FULL: Final = 64
-"""Blocks of one full look: 32,768 frames, one call of the bitmap and one SampleBatch."""
-GROUP_WORDS: Final = 1024
-"""Blocks of one sparse look."""
 
 CALM: Final = 3
 """Looks in a row that must tell the same before a block counts as calm."""
 DIFFERENT: Final = 32
 """Of 255: so much must the accessed share differ to count as a change."""
-IDLE: Final = 8
-HOT: Final = 247
-"""Accessed shares (of 255) up to and from which a block counts as idle or hot as a whole."""
 VERIFY_EVERY: Final = 4
 """Looks after which a known layout is checked although nothing speaks against it."""
 
-ACTIVE_SHARE: Final = 0.5
-FILLING_SHARE: Final = 0.1
-SWEEP_SHARE: Final = 0.35
-"""Of the budget; the refresh has the rest, and what one leaves over goes to the others."""
-SWEEP_MOST: Final = 0.75
-"""Of what the active blocks leave, the sweep has this much where its round takes longer than
-`ROUND_GOAL` otherwise: on a large host the refresh comes round once in hours anyway."""
-ROUND_GOAL: Final = 60.0
-"""Seconds."""
-CROWD: Final = 2.0
-"""Times what the sweep may use in a call."""
-AROUND_SHARE: Final = 0.3
-"""Of the sweep's part: for blocks around those that have become hot."""
-_AROUND: Final = np.array([at for at in range(-STRIDE // 2, STRIDE // 2 + 1) if at])
-MOST_AROUND: Final = 16_384
-"""Blocks that may wait for being looked at out of turn."""
-
 GLANCE: Final = 0.5
 """Seconds that the first call may wait for a first glance."""
-
-PEEKS: Final = 32
-SELDOM: Final = 32
-"""With more empty blocks than `PEEKS` only every so many-th of them (at most every `SELDOM`-th) is
-peeked at in a call: a peek tells little and costs a call to the kernel."""
-
-FILLED: Final = 16 * 2**20
-FILLED_SHARE: Final = 1 / 256
-"""Free memory taken since the last time, in bytes and as a share of all, after which every empty
-block is peeked at in a round of the sweep."""
-
-SLICE: Final = 4096
-"""Blocks of which a stream chooses at once."""
-SLICES: Final = 256
-"""Most slices of a stream in one call, so that choosing stays cheap on the largest host."""
-
-_EIGHT: Final = np.uint64(0x0101010101010101)
-
 FIRST_PART: Final = 0.2
 """Of the first call's budget: for learning what looks cost."""
 
@@ -116,23 +64,6 @@ MOST_SAVED: Final = 3
 """Calls in a row that begin no look for that."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """Blocks marked together. words and masks are None for a look at all frames.
-
-    fair: those blocks (sorted) that came in turn, so that they are a fair sample of all of them.
-    cpu: seconds that marking took. urgent: read in the next call, however long the window is.
-    """
-
-    blocks: Blocks
-    words: NDArray[np.uint8] | None
-    masks: NDArray[np.uint64] | None
-    marked: float
-    fair: Blocks
-    cpu: float
-    urgent: bool
-
-
 class PageIdleSampler:
     """`tierd.samplers.Sampler` over the idle bitmap. Not thread-safe, but may use threads.
 
@@ -144,30 +75,24 @@ class PageIdleSampler:
     def __init__(self, host: Host, topology: Topology, sampling: Sampling) -> None:
         self._host = host
         self._table = BlockTable(topology.spans, topology.tiers[0].nodes)
-        count = self._table.count
         self._active = Active(self._table)
-        self._around: Blocks = np.zeros(0, np.int64)
-        self._turn = {"sweep": 0, "refresh": 0}
-        self._flight: list[_Look] = []
-        self._users = 0
-        self._known = 0
-        self._empties = 0
-        self._accessed = {True: 0.0, False: 0.0}
-        self._units = count * (BLOCK + UNIT_BLOCK)
+        self._sums = Sums(self._table)
+        self._flight: list[Look] = []
         fast = sum(topology.frames_of(node) for node in topology.tiers[0].nodes)
         self._tuner = WindowTuner(sampling.window.min, sampling.window.max, fast)
         self._costs = Costs(self._table)
+        self._marker = Marker(host, self._table, self._sums)
+        self._chooser = Chooser(
+            host, self._table, self._costs, self._sums, self._active, self._note
+        )
         self._share = sampling.cpu
         self._choosing = 0.0
         self._saved = 0
         self._urgent = 0
         self._confirmed = 0
-        self._free: dict[int, int] = {}
-        self._filling = 0
-        self._pass = 0
+        self._call = 0
         self._last_call: float | None = None
         self._gap = 0.0
-        self._round = Round(count, host.monotonic())
         self._threads = sampling.threads
         self._pool = ThreadPoolExecutor(self._threads, "page_idle") if self._threads > 1 else None
 
@@ -179,7 +104,7 @@ class PageIdleSampler:
         With a window much shorter than the time between calls, marking, waiting and reading
         all happen within the call.
         """
-        self._pass += 1
+        self._call += 1
         self._confirmed = 0
         first = self._last_call is None and self._tuner.least <= GLANCE
         self._note_call()
@@ -193,13 +118,12 @@ class PageIdleSampler:
             spent += yield from self._harvest(0.0)
         if first:
             self._begin(cpu_budget - spent)
-        self._tuner.step(self._host.monotonic(), self._gap, self._users)
+        self._tuner.step(self._host.monotonic(), self._gap, self._sums.users)
 
     def status(self) -> SamplerStatus:
         """The window in force, and how the last full round over all blocks went."""
-        coverage, seconds = self._round.status(self._host.monotonic(), self._known)
-        fast, slow = self._accessed[True], self._accessed[False]
-        share = fast / (fast + slow) if fast + slow >= 1 else None
+        known, share = self._sums.known, self._sums.fast_share
+        coverage, seconds = self._chooser.round.status(self._host.monotonic(), known)
         window = self._tuner.effective(self._gap)
         # A round's wait at most for the first look, then the wait for a second one.
         find = seconds + 2 * window + self._active.wait * self._gap
@@ -211,10 +135,9 @@ class PageIdleSampler:
         blocks, gone = table.holding(pfn)
         whole = table.kind(blocks) == SMALL
         blocks, left = blocks[whole], (BLOCK - gone[whole]).astype(np.uint16)
-        self._count(blocks, -1)
-        table.learn(blocks, np.where(left, MIXED, USED).astype(np.uint8), table.share(blocks))
-        table.learn_layout(blocks, left, left)
-        self._count(blocks, +1)
+        with self._sums.changing(blocks):
+            table.learn(blocks, np.where(left, MIXED, USED).astype(np.uint8), table.share(blocks))
+            table.learn_layout(blocks, left, left)
 
     def close(self) -> None:
         """Stop the threads. Idle flags that are left do no harm: the next access clears them."""
@@ -257,10 +180,10 @@ class PageIdleSampler:
             self._flight += due  # the caller left, or the kernel refused: read them next time
         return spent
 
-    def _map(self, work: Callable[[_Look], Seen], looks: list[_Look]) -> Iterator[Seen]:
+    def _map(self, work: Callable[[Look], Seen], looks: list[Look]) -> Iterator[Seen]:
         return map(work, looks) if self._pool is None else self._pool.map(work, looks)
 
-    def _read(self, look: _Look) -> Seen:
+    def _read(self, look: Look) -> Seen:
         """Only reads the state, so that threads may do it side by side."""
         blocks, table = look.blocks, self._table
         starts, kind = table.first(blocks), table.kind(blocks)
@@ -273,29 +196,15 @@ class PageIdleSampler:
         known = Known(kind, heads, user, trust.astype(np.uint16), check)
         return read_full(self._host, starts, known)
 
-    def _apply(self, look: _Look, seen: Seen, now: float) -> SampleBatch:
+    def _apply(self, look: Look, seen: Seen, now: float) -> SampleBatch:
         """Take over what a look told about its blocks."""
         blocks, table = look.blocks, self._table
-        self._count(blocks, -1)
-        before, kind = table.share(blocks).astype(np.int16), table.kind(blocks)
-        share = seen.share.astype(np.int16)
-        if look.words is None:
-            changed = np.abs(share - before) > DIFFERENT
-            mixture = seen.kind == MIXED
-            table.learn_layout(blocks[mixture], seen.heads[mixture], seen.user[mixture])
-        else:
-            # A few frames cannot tell one mixed share from another, but they can tell that a
-            # block is no longer wholly idle or wholly hot.
-            risen = (before <= IDLE) & (share > 0)
-            changed = risen | ((before >= HOT) & (share < HOT))
-            fresh = (kind == UNKNOWN) | (kind == USED)
-            share = np.where(changed | fresh, share, before)
-            # Neighbours of a block that is hot by the most of it are looked at, too.
-            # One frame of a small page in eight is chance; so is a huge page that is accessed
-            # now and then, unless it has been idle for long.
-            small = (kind != HUGE) & (seen.kind != HUGE) & (share >= PLAIN)
-            self._look_around(blocks[risen & (small | (table.calm(blocks) >= CALM))])
-        table.learn(blocks, seen.kind, share.astype(np.uint8))
+        with self._sums.changing(blocks):
+            share, changed = self._compare(look, seen)
+            if look.words is None:
+                mixture = seen.kind == MIXED
+                table.learn_layout(blocks[mixture], seen.heads[mixture], seen.user[mixture])
+            table.learn(blocks, seen.kind, share.astype(np.uint8))
         calm = table.settle(blocks, changed)
         if look.urgent:
             self._confirmed += int(np.count_nonzero((share >= PLAIN) & (calm >= SURE)))
@@ -304,34 +213,32 @@ class PageIdleSampler:
         # Of a huge page the sweep sees all there is: a second and a third look when it is hot.
         active &= (seen.kind != HUGE) | ((share >= HOT) & (calm < SURE))
         table.release(blocks)
-        self._active.add(blocks[active], self._pass)
-        self._count(blocks, +1)
+        self._active.add(blocks[active], self._call)
         if len(look.fair):
             self._note(look.fair)
-        self._round.looked(len(seen.pfn))
+        self._chooser.round.looked(len(seen.pfn))
         return SampleBatch(self.name, seen.pfn, seen.weight, look.marked, now)
 
-    def _look_around(self, blocks: Blocks) -> None:
-        """Something has become hot in these blocks: look at their neighbours out of turn."""
-        if len(blocks):
-            near = np.unique((blocks[:, None] + _AROUND).reshape(-1))
-            near = near[(near >= 0) & (near < self._table.count)]
-            near = near[self._table.share(near) <= IDLE]
-            self._around = np.concatenate((self._around, near))[-MOST_AROUND:]
-
-    def _count(self, blocks: Blocks, sign: int) -> None:
-        """Keep the sums over all blocks: take some out before they change, add them after."""
-        table = self._table
-        kind, heads, user = table.kind(blocks), table.heads(blocks), table.pages(blocks)
-        self._units += sign * float(full_units(kind, heads).sum())
-        self._users += sign * int(user.sum(dtype=np.int64))
-        pages = user * (table.share(blocks) / 255)
-        fast = float(pages[table.fast(blocks)].sum())
-        self._accessed[True] += sign * fast
-        self._accessed[False] += sign * (float(pages.sum()) - fast)
-        self._empties += sign * int(np.count_nonzero(kind == EMPTY))
-        known = (kind != UNKNOWN) & (kind != USED)
-        self._known += sign * int(heads[known].sum(dtype=np.int64))
+    def _compare(self, look: Look, seen: Seen) -> tuple[NDArray[np.int16], Bools]:
+        """int16[n]: the accessed share of each block as it is known now, 0..255; bool[n]: whether
+        it has changed. What has become hot is looked around."""
+        blocks, table = look.blocks, self._table
+        before, kind = table.share(blocks).astype(np.int16), table.kind(blocks)
+        share = seen.share.astype(np.int16)
+        if look.words is None:
+            return share, np.abs(share - before) > DIFFERENT
+        # A few frames cannot tell one mixed share from another, but they can tell that a
+        # block is no longer wholly idle or wholly hot.
+        risen = (before <= IDLE) & (share > 0)
+        changed = risen | ((before >= HOT) & (share < HOT))
+        fresh = (kind == UNKNOWN) | (kind == USED)
+        # Neighbours of a block that is hot by the most of it are looked at, too.
+        # One frame of a small page in eight is chance; so is a huge page that is accessed
+        # now and then, unless it has been idle for long.
+        share = np.where(changed | fresh, share, before)
+        small = (kind != HUGE) & (seen.kind != HUGE) & (share >= PLAIN)
+        self._chooser.look_around(blocks[risen & (small | (table.calm(blocks) >= CALM))])
+        return share, changed
 
     def _note(self, blocks: Blocks) -> None:
         """Tell the tuner of the window about blocks that stand for all."""
@@ -341,7 +248,7 @@ class PageIdleSampler:
         pages = user * (share / 255)
         self._tuner.note(int(user.sum()), float(pages.sum()), float(pages[mixed].sum()))
 
-    def _learn(self, looks: list[_Look], seen: list[Seen], used: float) -> None:
+    def _learn(self, looks: list[Look], seen: list[Seen], used: float) -> None:
         """What marking and reading these looks and digesting what they told really took."""
         units = [
             (True, float(told.heads.sum(dtype=np.int64)) + UNIT_BLOCK * len(told.heads))
@@ -351,7 +258,7 @@ class PageIdleSampler:
         ]
         self._costs.learn(units, used + sum(look.cpu for look in looks))
 
-    # -- choosing and marking --------------------------------------------------------------------
+    # -- beginning -----------------------------------------------------------------------------
 
     def _begin(self, allowed: float) -> float:
         """Begin looks that take `allowed` CPU seconds in all; returns what was spent on that now.
@@ -369,7 +276,9 @@ class PageIdleSampler:
         self._saved = self._urgent = 0
         before = self._host.cpu_times()
         flying = len(self._flight)
-        self._choose(capacity)
+        hurry = self._tuner.effective(self._gap) > self._gap
+        for choice in self._chooser.choose(self._call, capacity, self._gap, hurry=hurry):
+            self._mark(choice)
         spent = (self._host.cpu_times() - before).total
         choosing = max(spent - sum(look.cpu for look in self._flight[flying:]), 0.0)
         self._choosing += (choosing - self._choosing) / 4
@@ -384,8 +293,8 @@ class PageIdleSampler:
         allowed += CREDIT * self._share * self._gap - self._costs.looks / 2
         units = min(self._active.urgent(), allowed / self._costs.full)
         if self._is_worth_a_look(units):
-            chosen = self._active.choose(self._pass, units, urgent=True)
-            self._mark(np.sort(chosen), None, fair=chosen[:0], urgent=True)
+            chosen = self._active.choose(self._call, units, urgent=True)
+            self._mark(Choice(np.sort(chosen), sparse=False, urgent=True))
             self._urgent += 1
         return (self._host.cpu_times() - before).total
 
@@ -398,183 +307,6 @@ class PageIdleSampler:
         """A few blocks had better wait for the next looks of all kinds."""
         return units * self._costs.full > self._costs.looks / 4
 
-    def _choose(self, capacity: float) -> None:
-        """Choose blocks worth `capacity` units and mark them."""
-        now = self._host.monotonic()
-        self._watch_free()
-        if self._units <= capacity:
-            chosen, passed = self._next("refresh", capacity)
-            chosen = np.sort(chosen)  # it begins anywhere
-            self._round.passed(passed, now)
-            self._filling = max(self._filling - passed, 0)
-            self._mark(chosen, None, fair=chosen)
-            return
-        # Memory that has just been filled comes first: the other has been looked at before.
-        filling = self._filling > 0
-        part = FILLING_SHARE if filling else ACTIVE_SHARE
-        active = self._active.choose(self._pass, capacity * part)
-        left = capacity - float(self._costs.full_units(active).sum())
-        # The refresh chooses first: blocks that it takes need no sparse look.
-        kept = left if filling else self._for_sweep(capacity, left)
-        refresh, _ = self._next("refresh", left - kept)
-        left -= float(self._costs.full_units(refresh).sum())
-        around = self._next_around(left * AROUND_SHARE)
-        left -= float(self._costs.word_units(around).sum())
-        sweep, passed = self._next("sweep", left)
-        self._round.passed(passed, now)
-        left -= float(self._costs.word_units(sweep).sum())
-        if left >= max(BLOCK, capacity / 4):  # less is saved for later
-            active = np.concatenate((active, self._active.choose(self._pass, left)))
-        none = np.zeros(0, np.int64)
-        if self._tuner.effective(self._gap) > self._gap:
-            soon = self._active.is_urgent(active)
-            self._mark(np.sort(active[soon]), None, fair=none, urgent=True)
-            active = active[~soon]
-        self._mark(np.sort(np.concatenate((active, refresh))), None, fair=none)
-        self._mark(np.sort(np.concatenate((around, sweep))), self._pass, fair=np.sort(sweep))
-
-    def _watch_free(self) -> None:
-        """Where much free memory was taken, empty blocks have filled."""
-        memory = self._host.node_memory()
-        taken = sum(max(self._free.get(node.node, 0) - node.free, 0) for node in memory)
-        if taken >= max(FILLED, FILLED_SHARE * sum(node.total for node in memory)):
-            self._filling = self._table.count
-            self._free.clear()
-        self._free = {each.node: max(each.free, self._free.get(each.node, 0)) for each in memory}
-
-    def _for_sweep(self, capacity: float, left: float) -> float:
-        """Units that the refresh has to leave for the sweep."""
-        whole = UNIT_WORD * self._costs.dearer * self._table.count
-        share = capacity * SWEEP_SHARE
-        if whole * self._gap > share * ROUND_GOAL:
-            share = max(share, left * SWEEP_MOST)
-        return min(share, whole)
-
-    def _next_around(self, capacity: float) -> Blocks:
-        """Blocks that wait for being looked at out of turn, worth at most `capacity`."""
-        if not len(self._around):
-            return self._around
-        newest = self._around[::-1]
-        waiting = newest[np.sort(np.unique(newest, return_index=True)[1])]
-        waiting = waiting[~(self._table.busy(waiting) | self._table.listed(waiting))]
-        cost = np.cumsum(self._costs.word_units(waiting))
-        count = int(np.searchsorted(cost, capacity, side="right"))
-        chosen, self._around = waiting[:count], waiting[count:][::-1]
-        self._table.take(chosen)
-        return chosen
-
-    def _next(self, stream: str, capacity: float) -> tuple[Blocks, int]:
-        """The next blocks in turn worth at most `capacity` units, and how many were passed."""
-        table, sweeping = self._table, stream == "sweep"
-        # So many wait for a full look that a few of their frames had better be looked at first.
-        crowded = len(self._active) * BLOCK > CROWD * capacity
-        cost = self._costs.word_units if sweeping else self._costs.full_units
-        chosen: list[Blocks] = []
-        count, passed = table.count, 0
-        pause = 1 if self._filling else min(max(self._empties // PEEKS, 1), SELDOM)
-        for _ in range(SLICES):
-            if passed >= count or capacity < UNIT_PEEK:
-                break
-            at = self._turn[stream]
-            end = min(at + SLICE, count, at + count - passed)
-            window = in_turn(count, at, end) if sweeping else np.arange(at, end)
-            skip = table.busy(window)
-            if sweeping and not crowded:
-                skip |= table.listed(window)
-            # Blocks of one pass are a multiple of STRIDE apart.
-            turn = window // STRIDE + window + self._pass
-            rests = (turn % pause != 0) & (table.kind(window) == EMPTY)
-            free = np.flatnonzero(~(skip | rests))
-            total = np.cumsum(cost(window[free]))
-            fit = int(np.searchsorted(total, capacity, side="right"))
-            chosen.append(window[free[:fit]])
-            table.take(chosen[-1])
-            reached = end if fit == len(free) else at + int(free[fit])
-            passed += reached - at
-            if sweeping:  # the others are looked at anyway, and count as well
-                others = np.ones(reached - at, np.bool_)
-                others[free[free < reached - at]] = False
-                self._note(window[: reached - at][others])
-            self._turn[stream] = reached % count
-            if fit < len(free):
-                break
-            capacity -= float(total[-1]) if fit else 0.0
-        if sweeping:
-            self._filling = max(self._filling - passed, 0)
-        return np.concatenate(chosen) if chosen else np.zeros(0, np.int64), passed
-
-    def _mark(
-        self, blocks: Blocks, sparse: int | None, *, fair: Blocks, urgent: bool = False
-    ) -> None:
-        """Mark chosen blocks (sorted): `sparse` None in full, else in one word that it helps to
-        choose. fair: those of them (sorted) that came in turn."""
-        if not len(blocks):
-            return
-        kind = self._table.kind(blocks)
-        filled = self._peek(blocks[kind == EMPTY])
-        by_word = (kind == HUGE) | (sparse is not None)
-        words, full = (blocks[each & (kind != EMPTY)] for each in (by_word, ~by_word))
-        # What has filled gets the kind of look that its turn is for and paid for.
-        if sparse is None:
-            full = np.sort(np.concatenate((full, filled)))
-        else:
-            words = np.sort(np.concatenate((words, filled)))
-        for at in range(0, len(full), GROUP_FULL):
-            part = full[at : at + GROUP_FULL]
-            before = self._host.cpu_times()
-            mark_full(self._host, self._table.first(part))
-            self._launch(part, None, None, fair, before.total, urgent)
-        for at in range(0, len(words), GROUP_WORDS):
-            part = words[at : at + GROUP_WORDS]
-            before = self._host.cpu_times()
-            word, mask = self._choose_words(part, sparse or 0)
-            self._host.set_idle_words(self._table.first(part) + word * np.uint64(64), mask)
-            self._launch(part, word.astype(np.uint8), mask, fair, before.total, urgent)
-
-    def _launch(
-        self,
-        blocks: Blocks,
-        words: NDArray[np.uint8] | None,
-        masks: NDArray[np.uint64] | None,
-        fair: Blocks,
-        before: float,
-        urgent: bool,
-    ) -> None:
-        cpu = self._host.cpu_times().total - before
-        these = fair[slice(*np.searchsorted(fair, (blocks[0], blocks[-1] + 1)))]
-        these = these[np.isin(these, blocks)]
-        look = _Look(blocks, words, masks, self._host.monotonic(), these, cpu, urgent)
-        self._flight.append(look)
-
-    def _choose_words(
-        self, blocks: Blocks, turn: int
-    ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        """A word of each block and the frames to mark in it: 8 of 64, other ones each time. Of a
-        huge page its head alone; of a block with larger folios multiples of 8, where heads are;
-        of one with few of them the whole word."""
-        kind, heads = self._table.kind(blocks), self._table.heads(blocks)
-        mixer = blocks.astype(np.uint64) * np.uint64(0x9E3779B1) + np.uint64(turn * 0x85EBCA6B)
-        mixer ^= mixer >> np.uint64(15)
-        word = mixer & np.uint64(7)
-        mask = np.left_shift(_EIGHT, mixer >> np.uint64(3) & np.uint64(7))
-        mask[(kind == USED) | ((kind == MIXED) & (heads < BLOCK // 2))] = _EIGHT
-        mask[(kind == MIXED) & (heads < BLOCK // 8)] = np.uint64(2**64 - 1)
-        first = (kind == HUGE) | (kind == UNKNOWN)
-        word[first] = 0
-        mask[kind == UNKNOWN] = _EIGHT
-        mask[kind == HUGE] = np.uint64(1)
-        return word, mask
-
-    def _peek(self, empty: Blocks) -> Blocks:
-        """Those of some empty blocks that have filled; the others are done with."""
-        where = (empty * 37 + self._pass * 11) % (BLOCK // 8) * 8
-        found = occupied(self._host, self._table.first(empty) + where.astype(np.uint64))
-        filled = empty[found]
-        self._table.release(empty[~found])
-        if not len(filled):
-            return filled
-        self._count(filled, -1)
-        unknown = np.full(len(filled), UNKNOWN, np.uint8)
-        self._table.learn(filled, unknown, self._table.share(filled))
-        self._count(filled, +1)
-        return filled
+    def _mark(self, choice: Choice) -> None:
+        for look in self._marker.mark(choice, self._call):
+            self._flight.append(look)

@@ -137,7 +137,7 @@ class Stages:
         sampler = self._engine._samplers[0]
         began, cycles = self._host.monotonic(), 0
         yield from self._change_share(FULL)
-        while sampler._round._last is None and cycles < MOST_WARM:  # type: ignore[attr-defined]
+        while sampler._chooser.round._last is None and cycles < MOST_WARM:  # type: ignore[attr-defined]
             cycles += 1
             yield
         for _ in range(KNOW):

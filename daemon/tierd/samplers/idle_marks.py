@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Marking blocks idle, in groups that are read together: `Marker` and `Look`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tierd.host import Host
+from tierd.samplers.idle_blocks import Blocks, BlockTable
+from tierd.samplers.idle_looks import (
+    BLOCK,
+    EMPTY,
+    HUGE,
+    MIXED,
+    UNKNOWN,
+    USED,
+    mark_full,
+    occupied,
+)
+from tierd.samplers.idle_sums import Sums
+
+GROUP_FULL: Final = 64
+"""Blocks of one full look: 32,768 frames, one call of the bitmap and one SampleBatch."""
+GROUP_WORDS: Final = 1024
+"""Blocks of one sparse look."""
+
+_EIGHT: Final = np.uint64(0x0101010101010101)
+
+
+def _none() -> Blocks:
+    return np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Blocks (sorted) for a look at all their frames, or a sparse one at a few of each.
+
+    fair: those of them (sorted) that came in turn, so that they are a fair sample of all blocks.
+    urgent: to be read in the next call, however long the window is.
+    """
+
+    blocks: Blocks
+    sparse: bool
+    fair: Blocks = field(default_factory=_none)
+    urgent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Blocks marked together, at `marked` (seconds). words: uint8[n] and masks: uint64[n] are
+    None for a look at all frames. fair and urgent are as in `Choice`. cpu: seconds that marking
+    took."""
+
+    blocks: Blocks
+    words: NDArray[np.uint8] | None
+    masks: NDArray[np.uint64] | None
+    marked: float
+    fair: Blocks
+    cpu: float
+    urgent: bool
+
+
+class Marker:
+    """Marks what was chosen. Holds no state between calls."""
+
+    def __init__(self, host: Host, table: BlockTable, sums: Sums) -> None:
+        self._host = host
+        self._table = table
+        self._sums = sums
+
+    def mark(self, choice: Choice, turn: int) -> Iterator[Look]:
+        """Looks at the chosen blocks, each marked when it is asked for; `turn` is the number of the
+        present call. A sparse look marks a word of each block. So does a full one of a huge page,
+        which has one bit. Empty blocks are only peeked at."""
+        blocks = choice.blocks
+        if not len(blocks):
+            return
+        kind = self._table.kind(blocks)
+        filled = self._peek(blocks[kind == EMPTY], turn)
+        by_word = (kind == HUGE) | choice.sparse
+        words, full = (blocks[each & (kind != EMPTY)] for each in (by_word, ~by_word))
+        # What has filled gets the kind of look that its turn is for and paid for.
+        if choice.sparse:
+            words = np.sort(np.concatenate((words, filled)))
+        else:
+            full = np.sort(np.concatenate((full, filled)))
+        for at in range(0, len(full), GROUP_FULL):
+            part = full[at : at + GROUP_FULL]
+            before = self._host.cpu_times().total
+            mark_full(self._host, self._table.first(part))
+            yield self._look(choice, part, None, None, before)
+        for at in range(0, len(words), GROUP_WORDS):
+            part = words[at : at + GROUP_WORDS]
+            before = self._host.cpu_times().total
+            word, mask = self._choose_words(part, turn if choice.sparse else 0)
+            self._host.set_idle_words(self._table.first(part) + word * np.uint64(64), mask)
+            yield self._look(choice, part, word.astype(np.uint8), mask, before)
+
+    def _look(
+        self,
+        choice: Choice,
+        blocks: Blocks,
+        words: NDArray[np.uint8] | None,
+        masks: NDArray[np.uint64] | None,
+        before: float,
+    ) -> Look:
+        cpu = self._host.cpu_times().total - before
+        fair = choice.fair
+        these = fair[slice(*np.searchsorted(fair, (blocks[0], blocks[-1] + 1)))]
+        these = these[np.isin(these, blocks)]
+        return Look(blocks, words, masks, self._host.monotonic(), these, cpu, choice.urgent)
+
+    def _choose_words(
+        self, blocks: Blocks, turn: int
+    ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        """A word of each block and the frames to mark in it: 8 of 64, other ones each time. Of a
+        huge page its head alone; of a block with larger folios multiples of 8, where heads are;
+        of one with few of them the whole word."""
+        kind, heads = self._table.kind(blocks), self._table.heads(blocks)
+        mixer = blocks.astype(np.uint64) * np.uint64(0x9E3779B1) + np.uint64(turn * 0x85EBCA6B)
+        mixer ^= mixer >> np.uint64(15)
+        word = mixer & np.uint64(7)
+        mask = np.left_shift(_EIGHT, mixer >> np.uint64(3) & np.uint64(7))
+        mask[(kind == USED) | ((kind == MIXED) & (heads < BLOCK // 2))] = _EIGHT
+        mask[(kind == MIXED) & (heads < BLOCK // 8)] = np.uint64(2**64 - 1)
+        first = (kind == HUGE) | (kind == UNKNOWN)
+        word[first] = 0
+        mask[kind == UNKNOWN] = _EIGHT
+        mask[kind == HUGE] = np.uint64(1)
+        return word, mask
+
+    def _peek(self, empty: Blocks, turn: int) -> Blocks:
+        """Those of some empty blocks that have filled; the others are done with."""
+        where = (empty * 37 + turn * 11) % (BLOCK // 8) * 8
+        found = occupied(self._host, self._table.first(empty) + where.astype(np.uint64))
+        filled = empty[found]
+        self._table.release(empty[~found])
+        if len(filled):
+            with self._sums.changing(filled):
+                unknown = np.full(len(filled), UNKNOWN, np.uint8)
+                self._table.learn(filled, unknown, self._table.share(filled))
+        return filled
