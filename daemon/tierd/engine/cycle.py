@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tierd.config import Config, Mode
 from tierd.engine.appraisal import Appraiser
+from tierd.engine.explain import explain
 from tierd.engine.owners import OwnerBook
 from tierd.engine.report import ClassReport, CycleReport, Explanation
 from tierd.engine.scout import LASTING, Scout
@@ -20,11 +21,11 @@ from tierd.engine.tally import Circumstances, Tally, hit_ratio
 from tierd.engine.watch import Watcher
 from tierd.governor import Budget, Pieces, Thrash
 from tierd.host import NO_PFN, CapabilitySet, CpuTimes, Feature, Host, NodeMemory, Pfns
-from tierd.hotness import SCAN_LIMIT, HeatMap, Seen, rate, rate_bound, recent
+from tierd.hotness import SCAN_LIMIT, HeatMap, Seen
 from tierd.movers import Mover, MoveResult
-from tierd.pages import PageReader, PageReason
+from tierd.pages import PageReader
 from tierd.planner import Direction, Limits, MovePlan, Moves, Reason, Ways, code, plan
-from tierd.policy import DOOR, Changes, Room, Target, TierHeat, decide
+from tierd.policy import Changes, Room, Target, TierHeat, decide
 from tierd.samplers import Sampler
 from tierd.topology import Topology
 
@@ -459,46 +460,10 @@ class Engine:
             for index, rule in enumerate(self._config.classes)
         )
 
-    # -- explaining ------------------------------------------------------------------------
-
     def explain(self, pfn: int) -> Explanation:
         """What heat knows of a frame and what the policy would do with it."""
-        one = np.array([pfn], np.uint64)
-        node = int(self._topology.node_of(one)[0])
-        tier = self._topology.tier_of(node)
-        state = self._heat.states(one)
         threshold = self._targets[0].rate if self._targets else 0.0
-        known = bool(state[0])
-        looks = f"{int(state[0]) & 15:04b}".replace("1", "A").replace("0", ".") if known else ""
-        return Explanation(
-            pfn=pfn,
-            node=node,
-            tier=self._topology.tiers[tier].name if tier >= 0 else "",
-            known=known,
-            looks=looks,
-            share=float(1 - np.exp(-rate(state)[0])),
-            rate=float(rate(state)[0]),
-            error=float(rate_bound(state, 1)[0] - rate(state)[0]) if known else 0.0,
-            threshold=threshold,
-            verdict=self._verdict(one, tier, state, threshold),
-        )
-
-    def _verdict(self, pfn: Pfns, tier: int, state: NDArray[np.uint16], threshold: float) -> str:
-        if tier < 0:
-            return "stays: it is in no tier"
-        info = self._reader.describe(pfn)
-        if not info.movable[0]:
-            return f"stays: {PageReason(int(info.reason[0])).name.lower()}"
-        if not state[0]:
-            return "stays: it was not looked at since its data came there"
-        if tier == 0:
-            colder = rate(state)[0] < threshold
-            return "first to go when room is needed" if colder else "stays: it is hot"
-        if recent(state)[0] < DOOR:
-            return f"stays: accessed in fewer than {DOOR} of its last 4 looks"
-        if rate(state)[0] < threshold:
-            return "promoted if there is free room: colder than the threshold"
-        return "promoted: hotter than the threshold"
+        return explain(pfn, self._topology, self._heat, self._reader, threshold)
 
 
 def _frames_by_node(moves: Moves) -> dict[int, int]:
