@@ -48,6 +48,7 @@ class Machine:
         self.refuse: set[int] = set()
         self.groups: tuple[Cgroup, ...] = ()
         self.confirmed = 0
+        self.forgotten: set[int] = set()
         self.looks = 0
         self.psi: dict[str, dict[str, float]] = {}
 
@@ -116,7 +117,7 @@ class Machine:
         return SamplerStatus("fake", 1.0, 1.0, 1.0, confirmed=self.confirmed)
 
     def forget(self, pfn: Pfns) -> None:
-        pass
+        self.forgotten |= set(pfn.tolist())
 
     def close(self) -> None:
         self.looks = -1
@@ -185,6 +186,23 @@ def test_what_was_seen_while_decisions_waited_is_not_forgotten() -> None:
     machine.sample = lambda cpu_budget: iter(())  # type: ignore[method-assign]
     run(engine, machine, 2)
     assert machine.on(FAST, np.arange(256)) == 256
+
+
+def test_samplers_are_told_of_candidates_that_are_free() -> None:
+    """Free frames read as accessed."""
+    machine = Machine()
+    machine.fill(SLOW, 1600, 0)
+    machine.hot[:256] = True
+    engine = engine_for(machine)
+    engine._budget._owed = 1e9  # no decisions yet
+    run(engine, machine, 4)
+    freed = np.flatnonzero(machine.page[machine.frames :] < 256)[:256] + machine.frames
+    machine.page[freed] = -1
+    engine._budget._owed = 0.0
+    machine.sample = lambda cpu_budget: iter(())  # type: ignore[method-assign]
+    (report,) = run(engine, machine, 1)
+    assert machine.forgotten == set((freed + machine.base).tolist())
+    assert report.skipped[Direction.PROMOTE, Reason.STALE] == 256
 
 
 def test_what_has_just_been_found_is_decided_on_credit() -> None:

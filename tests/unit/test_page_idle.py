@@ -24,6 +24,7 @@ from tierd.samplers.idle_looks import (
     MIXED,
     SMALL,
     UNKNOWN,
+    USED,
     Known,
     read_full,
     read_words,
@@ -198,9 +199,25 @@ def test_a_word_reports_marked_heads_only(orders: list[int], seed: int) -> None:
         np.array([word], np.uint8),
         mask,
         np.array([UNKNOWN], np.uint8),
+        np.array([False]),
     )
     assert seen.pfn.tolist() == np.flatnonzero(heads & marked).tolist()
     assert seen.weight.tolist() == hit[heads & marked].astype(int).tolist()
+
+
+@pytest.mark.parametrize(("used", "kind"), [(0, EMPTY), (40, USED), (64, SMALL)])
+def test_a_word_of_small_pages_that_has_become_hot_is_checked(used: int, kind: int) -> None:
+    """Freed frames read as accessed, too."""
+    flags, heads = layout([0] * used)
+    host = Bitmap(flags, np.zeros(BLOCK, bool))
+    word, mask = np.zeros(1, np.uint8), np.full(1, 2**64 - 1, np.uint64)
+    small = np.array([SMALL], np.uint8)
+    seen = read_words(host, np.zeros(1, np.uint64), word, mask, small, np.array([True]))  # type: ignore[arg-type]
+    assert seen.pfn.tolist() == np.flatnonzero(heads).tolist()
+    assert seen.kind.tolist() == [kind]
+    host.flags_read = 0
+    read_words(host, np.zeros(1, np.uint64), word, mask, small, np.array([False]))  # type: ignore[arg-type]
+    assert host.flags_read == 0
 
 
 @given(st.sets(st.integers(0, 300), min_size=1))
@@ -572,6 +589,28 @@ def test_memory_that_has_just_been_filled_comes_before_the_rest() -> None:
     for _ in range(6):
         found = np.union1d(found, accessed(sample(host, source, 0.03)) // np.uint64(BLOCK))
     assert np.isin(blocks, found).mean() > 0.9
+
+
+def test_memory_that_was_only_filled_is_not_taken_for_hot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    host = guest()
+    slow_looks(host, monkeypatch, 0.02)
+    host.exit(1)
+    source = sampler(host, cpu="7%")
+    for _ in on_a_share(host, source, 0.07, 40):
+        pass
+    host.start(1)
+    frames = pages_of(host, 1)
+    hot_only(host, 1, hot=len(frames))
+    seen = []
+    for batches in on_a_share(host, source, 0.07, 12):
+        seen.append(np.intersect1d(frames, accessed(batches)))
+        if len(seen[-1]):
+            hot_only(host, 1, hot=1)
+    found = [len(each) for each in seen]
+    assert max(found) > 400  # a few frames of many blocks
+    assert sum(found) < 1.1 * max(found)
 
 
 def test_what_waits_in_a_crowd_for_a_full_look_gets_a_sparse_one() -> None:

@@ -103,7 +103,7 @@ class Engine:
         """Told of everything seen and moved; may be changed between two cycles."""
         self._targets: tuple[Target, ...] = ()
         self._nothing_to_do = False
-        """The last plan found no candidates; there are none before something was looked at."""
+        """The last plan moved nothing; nor will another one before something was looked at."""
 
     # -- what the service calls --------------------------------------------------------------
 
@@ -266,12 +266,15 @@ class Engine:
                 cold_evidence=self._cold_evidence,
                 pieces=sum(self._pieces.frames(self._topology.tiers[target.fast].nodes).values()),
             )
-            nothing &= limits.promote > 0 and not len(hot.pfn)
+            freed = self._scout.take_freed()
+            for sampler in self._samplers if len(freed) else ():
+                sampler.forget(freed)
             ways = self._ways(target, tiers, filled)
             worth = self._appraiser.worth(target.fast, tally.window)
             limits = replace(limits, worth=worth)
             made = plan(target, hot.without(taken), cold.without(taken), grants, ways, limits)
             plans.append(made)
+            nothing &= limits.promote > 0 and _is_final(made)
             filled.update(_frames_by_node(made.demote))
             tally.skipped.update(made.skipped)
             limits = Limits(
@@ -464,6 +467,12 @@ class Engine:
         """What heat knows of a frame and what the policy would do with it."""
         threshold = self._targets[0].rate if self._targets else 0.0
         return explain(pfn, self._topology, self._heat, self._reader, threshold)
+
+
+def _is_final(made: MovePlan) -> bool:
+    """Whether another plan would not move anything either, for what is known by now."""
+    waits = any(reason in (Reason.BUDGET, Reason.PRESSURE) for _, reason in made.skipped)
+    return not (len(made.promote.pfn) or len(made.demote.pfn) or waits)
 
 
 def _frames_by_node(moves: Moves) -> dict[int, int]:

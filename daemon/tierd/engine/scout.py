@@ -85,6 +85,7 @@ class Scout:
         self._usual: NDArray[np.float64]
         self.forget_classes()
         self._draws = Draws(topology.generation)
+        self._freed: list[Pfns] = []
 
     def forget_classes(self) -> None:
         """The book has other classes now, and their indices would name others."""
@@ -198,6 +199,8 @@ class Scout:
             refused[info.reason == why] = code(reason)
         refused[~np.isin(info.node, sources)] = code(Reason.STALE)
         self._heat.forget(asked[refused[info.index] == code(Reason.STALE)])
+        free = (info.reason == PageReason.FREE) & (info.node >= 0)
+        self._freed.append(asked[free[info.index]])
         table = self._book.table
         every = np.ones(len(info.pfn), np.bool_)
         return Folios(
@@ -232,6 +235,12 @@ class Scout:
         pfn[at] = new[order[np.searchsorted(old, pfn[at], sorter=order)]]
         known = pfn != NO_PFN
         self._wanted = pfn[known], self._wanted[1][known]
+
+    def take_freed(self) -> Pfns:
+        """Candidates of late that were free by then; not again the next time."""
+        freed = np.concatenate([np.zeros(0, np.uint64), *self._freed])
+        self._freed.clear()
+        return freed
 
     def take_persists(self) -> NDArray[np.bool_] | None:
         """bool[n]: whether what each class (the last: none) wants, or did lately, goes on being

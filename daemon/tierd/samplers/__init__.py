@@ -72,8 +72,8 @@ class Sampler(Protocol):
     def status(self) -> SamplerStatus: ...
 
     def forget(self, pfn: Pfns) -> None:
-        """uint64[n]: frames whose data is elsewhere now. What was known of them, and what a look
-        that is under way would take them for, is void."""
+        """uint64[n]: frames whose data is elsewhere now or that turned out to be free. What was
+        known of them, and what a look that is under way would take them for, is void."""
 
     def close(self) -> None:
         """Stop and restore whatever was changed in the kernel."""

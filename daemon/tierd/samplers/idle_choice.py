@@ -113,7 +113,7 @@ class Chooser:
         kept = left if filling else self._for_sweep(capacity, left, gap)
         refresh, _ = self.next("refresh", left - kept, turn)
         left -= float(self._costs.full_units(refresh).sum())
-        around = self._next_around(left * AROUND_SHARE)
+        around = self.next_around(left * AROUND_SHARE)
         left -= float(self._costs.word_units(around).sum())
         sweep, passed = self.next("sweep", left, turn)
         self.round.passed(passed, now)
@@ -124,7 +124,12 @@ class Chooser:
         return [
             Choice(np.sort(active[soon]), sparse=False, urgent=True),
             Choice(np.sort(np.concatenate((active[~soon], refresh))), sparse=False),
-            Choice(np.sort(np.concatenate((around, sweep))), sparse=True, fair=np.sort(sweep)),
+            Choice(
+                np.sort(np.concatenate((around, sweep))),
+                sparse=True,
+                fair=np.sort(sweep),
+                filling=filling,
+            ),
         ]
 
     def look_around(self, blocks: Blocks) -> None:
@@ -197,7 +202,7 @@ class Chooser:
             share = max(share, left * SWEEP_MOST)
         return min(share, whole)
 
-    def _next_around(self, capacity: float) -> Blocks:
+    def next_around(self, capacity: float) -> Blocks:
         """Blocks that wait for being looked at out of turn, worth at most `capacity`."""
         if not len(self._around):
             return self._around

@@ -158,13 +158,19 @@ def _layout(
 
 
 def read_words(
-    host: Host, starts: Pfns, word: NDArray[np.uint8], mask: Words, kind: NDArray[np.uint8]
+    host: Host,
+    starts: Pfns,
+    word: NDArray[np.uint8],
+    mask: Words,
+    kind: NDArray[np.uint8],
+    check: Bools,
 ) -> Seen:
     """Read single words whose frames in `mask` were marked: word w of the block at starts[i]
     (sorted).
 
     The flags of a word are read where some of its marked frames read 0 and the block's layout
-    does not vouch for them. `heads` and `user` are 0 where the look did not tell.
+    does not vouch for them, or `check` (bool[k]) says not to believe it. `heads` and `user` are 0
+    where the look did not tell.
     """
     first = starts + word.astype(np.uint64) * np.uint64(64)
     idle = np.empty(len(starts), np.uint64)
@@ -174,7 +180,7 @@ def read_words(
     new_kind = np.where(kind == UNKNOWN, USED, kind).astype(np.uint8)
     huge = np.flatnonzero((idle != mask) & (kind == HUGE))
     huge = huge[_still_huge(host, starts[huge])]
-    doubt = (idle != mask) & (kind != SMALL)
+    doubt = (idle != mask) & ((kind != SMALL) | check)
     doubt[huge] = False
     doubtful = np.flatnonzero(doubt)
     if len(doubtful):
@@ -219,9 +225,10 @@ def _hints(
     """uint8[k]: what the flags of one word of each block (uint64[k, 64]) say about its kind."""
     heads = eligible(flags)
     tails = (flags & KPF.COMPOUND_TAIL).astype(np.bool_)
-    # A huge page that does not show was split or is gone.
-    hint = np.where((kind == HUGE) | (kind == UNKNOWN), USED, kind)
-    hint[(kind == UNKNOWN) & ~np.any(heads | tails, axis=1)] = EMPTY
+    # A huge page that does not show was split or is gone, as are small pages that do not.
+    other = (kind == HUGE) | (kind == UNKNOWN) | ((kind == SMALL) & ~np.all(heads, axis=1))
+    hint = np.where(other, USED, kind)
+    hint[(kind != HUGE) & other & ~np.any(heads | tails, axis=1)] = EMPTY
     large = np.flatnonzero((word == 0) & heads[:, 0] & np.all(tails[:, 1:], axis=1))
     if len(large):
         last = host.flags(starts[large] + np.uint64(BLOCK - 1)) & KPF.COMPOUND_TAIL

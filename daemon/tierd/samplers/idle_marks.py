@@ -29,7 +29,12 @@ GROUP_FULL: Final = 64
 GROUP_WORDS: Final = 1024
 """Blocks of one sparse look."""
 
+EPOCH: Final = 32
+"""Calls after which looks begin elsewhere: those at a calm block take turns at four words."""
+
 _EIGHT: Final = np.uint64(0x0101010101010101)
+_FAR_APART: Final = np.array([0, 4, 2, 6, 1, 5, 3, 7], np.uint64)
+"""Words by the number of looks that told the same (`BlockTable.calm`)."""
 
 
 def _none() -> Blocks:
@@ -41,20 +46,22 @@ class Choice:
     """Blocks (sorted) for a look at all their frames, or a sparse one at a few of each.
 
     fair: those of them (sorted) that came in turn, so that they are a fair sample of all blocks.
-    urgent: to be read in the next call, however long the window is.
+    urgent: to be read in the next call, however long the window is. filling: programs are just
+    taking memory.
     """
 
     blocks: Blocks
     sparse: bool
     fair: Blocks = field(default_factory=_none)
     urgent: bool = False
+    filling: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
     """Blocks marked together, at `marked` (seconds). words: uint8[n] and masks: uint64[n] are
-    None for a look at all frames. fair and urgent are as in `Choice`. cpu: seconds that marking
-    took."""
+    None for a look at all frames. fair: those blocks of the choice's that are here. cpu: seconds
+    that marking took."""
 
     blocks: Blocks
     words: NDArray[np.uint8] | None
@@ -63,6 +70,7 @@ class Look:
     fair: Blocks
     cpu: float
     urgent: bool
+    filling: bool
 
 
 class Marker:
@@ -113,18 +121,26 @@ class Marker:
         fair = choice.fair
         these = fair[slice(*np.searchsorted(fair, (blocks[0], blocks[-1] + 1)))]
         these = these[np.isin(these, blocks)]
-        return Look(blocks, words, masks, self._host.monotonic(), these, cpu, choice.urgent)
+        now = self._host.monotonic()
+        return Look(blocks, words, masks, now, these, cpu, choice.urgent, choice.filling)
 
     def _choose_words(
         self, blocks: Blocks, turn: int
     ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         """A word of each block and the frames to mark in it: 8 of 64, other ones each time. Of a
         huge page its head alone; of a block with larger folios multiples of 8, where heads are;
-        of one with few of them the whole word."""
+        of one with few of them the whole word.
+
+        Two looks in a row are at both halves of a block, four at all quarters: what is hot in a
+        part of it is found by the second or the fourth, not by chance.
+        """
         kind, heads = self._table.kind(blocks), self._table.heads(blocks)
-        mixer = blocks.astype(np.uint64) * np.uint64(0x9E3779B1) + np.uint64(turn * 0x85EBCA6B)
+        mixer = blocks.astype(np.uint64) * np.uint64(0x9E3779B1)
+        start = mixer + np.uint64(turn // EPOCH * 0xC2B2AE35)
+        start ^= start >> np.uint64(13)
+        word = _FAR_APART[self._table.calm(blocks)] ^ (start & np.uint64(7))
+        mixer += np.uint64(turn * 0x85EBCA6B)
         mixer ^= mixer >> np.uint64(15)
-        word = mixer & np.uint64(7)
         mask = np.left_shift(_EIGHT, mixer >> np.uint64(3) & np.uint64(7))
         mask[(kind == USED) | ((kind == MIXED) & (heads < BLOCK // 2))] = _EIGHT
         mask[(kind == MIXED) & (heads < BLOCK // 8)] = np.uint64(2**64 - 1)

@@ -20,7 +20,7 @@ from tierd.host import Host, Pfns
 from tierd.samplers import SampleBatch, SamplerStatus
 from tierd.samplers.idle_active import PLAIN, SURE, Active
 from tierd.samplers.idle_blocks import HOT, IDLE, Blocks, BlockTable, Bools
-from tierd.samplers.idle_choice import Chooser
+from tierd.samplers.idle_choice import AROUND_SHARE, Chooser
 from tierd.samplers.idle_cost import UNIT_BLOCK, UNIT_PEEK, Costs
 from tierd.samplers.idle_looks import (
     BLOCK,
@@ -35,7 +35,7 @@ from tierd.samplers.idle_looks import (
     read_full,
     read_words,
 )
-from tierd.samplers.idle_marks import Choice, Look, Marker
+from tierd.samplers.idle_marks import GROUP_WORDS, Choice, Look, Marker
 from tierd.samplers.idle_sums import Sums
 from tierd.samplers.idle_window import WindowTuner
 from tierd.topology import Topology
@@ -90,6 +90,7 @@ class PageIdleSampler:
         self._saved = 0
         self._urgent = 0
         self._confirmed = 0
+        self._filled: Blocks = np.zeros(0, np.int64)
         self._call = 0
         self._last_call: float | None = None
         self._gap = 0.0
@@ -110,6 +111,7 @@ class PageIdleSampler:
         self._note_call()
         window = self._tuner.window
         spent = yield from self._harvest(window - self._gap / 2)
+        spent += self._look_again()
         # Nothing is known of the costs at first: learn them by a small part of the budget.
         spent += self._begin((cpu_budget - spent) * (FIRST_PART if first else 1.0))
         if self._flight and (first or window < self._gap / 2):
@@ -187,10 +189,12 @@ class PageIdleSampler:
         """Only reads the state, so that threads may do it side by side."""
         blocks, table = look.blocks, self._table
         starts, kind = table.first(blocks), table.kind(blocks)
-        if look.words is not None and look.masks is not None:
-            return read_words(self._host, starts, look.words, look.masks, kind)
         share = table.share(blocks).astype(np.uint16)
         check = table.calm(blocks) % VERIFY_EVERY == VERIFY_EVERY - 1
+        if look.words is not None and look.masks is not None:
+            # What was idle and reads as accessed has become hot or free.
+            check |= share <= IDLE
+            return read_words(self._host, starts, look.words, look.masks, kind, check)
         trust = np.where(check | (share == 0), 0, np.minimum((share + DIFFERENT) * 2, BLOCK))
         heads, user = table.heads(blocks), table.pages(blocks)
         known = Known(kind, heads, user, trust.astype(np.uint16), check)
@@ -232,6 +236,12 @@ class PageIdleSampler:
         risen = (before <= IDLE) & (share > 0)
         changed = risen | ((before >= HOT) & (share < HOT))
         fresh = (kind == UNKNOWN) | (kind == USED)
+        if look.filling:
+            # Filling it was an access of each page, which says nothing of what comes after.
+            filled = (kind == UNKNOWN) & (share > 0)
+            self._filled = np.concatenate((self._filled, blocks[filled]))[:GROUP_WORDS]
+            share[filled] = 0
+            risen, changed = risen & ~filled, changed & ~filled
         # Neighbours of a block that is hot by the most of it are looked at, too.
         # One frame of a small page in eight is chance; so is a huge page that is accessed
         # now and then, unless it has been idle for long.
@@ -257,6 +267,17 @@ class PageIdleSampler:
             for look, told in zip(looks, seen, strict=True)
         ]
         self._costs.learn(units, used + sum(look.cpu for look in looks))
+
+    def _look_again(self) -> float:
+        """Look at a few frames of what has just been filled again; returns CPU seconds spent."""
+        if not len(self._filled):
+            return 0.0
+        before = self._host.cpu_times()
+        blocks, self._filled = np.unique(self._filled), self._filled[:0]
+        blocks = blocks[~(self._table.busy(blocks) | self._table.listed(blocks))]
+        self._table.take(blocks)
+        self._mark(Choice(blocks, sparse=True, urgent=True))
+        return (self._host.cpu_times() - before).total
 
     # -- beginning -----------------------------------------------------------------------------
 
@@ -285,8 +306,8 @@ class PageIdleSampler:
         return spent
 
     def _begin_urgent(self, allowed: float) -> float:
-        """Look a second time at what has just become hot, on credit: within some calls it is saved
-        again."""
+        """Look a second time at what has just become hot, and around it, on credit: within some
+        calls it is saved again."""
         if not self._waits_urgently:
             return 0.0
         before = self._host.cpu_times()
@@ -295,6 +316,8 @@ class PageIdleSampler:
         if self._is_worth_a_look(units):
             chosen = self._active.choose(self._call, units, urgent=True)
             self._mark(Choice(np.sort(chosen), sparse=False, urgent=True))
+            around = self._chooser.next_around(allowed / self._costs.full * AROUND_SHARE)
+            self._mark(Choice(np.sort(around), sparse=True, urgent=True))
             self._urgent += 1
         return (self._host.cpu_times() - before).total
 
