@@ -167,7 +167,7 @@ class Thrash:
         if persists is None and not (promoted.any() or wasted.any() or self.stopped.any()):
             self._promoted *= MEMORY
             self._wasted *= MEMORY
-            return np.zeros(len(promoted), np.bool_)  # nothing that could change a judgement
+            return np.zeros(len(promoted), np.bool_)  # nothing to stop and nothing to let begin
         self._promoted = self._promoted * MEMORY + promoted
         self._wasted = self._wasted * MEMORY + wasted
         self._life = np.where(wasted > 0, np.maximum(self._life * MEMORY, life), self._life)

@@ -264,7 +264,7 @@ class Worker:
             recording=self._recording(),
         )
         self._notifier.watchdog()
-        if report.flows or any(each.looked for each in report.samplers):
+        if report.flows or report.skipped or any(each.looked for each in report.samplers):
             # The temporaries of a search are megabytes, and the heap would keep them.
             self._allocator.give_back()
         self._tell_degraded()
@@ -316,9 +316,9 @@ class Worker:
         if number % CHECK_CYCLES == 0:
             sizes = {each.node: each.total for each in self._host.node_memory()}
             if sizes != self._sizes or number % FOREIGN_CYCLES == 0:
-                self._sizes = sizes
                 if self._host.nodes() != self.state.foundation.nodes:
                     self._hotplug()
+                self._sizes = sizes
         if number % FOREIGN_CYCLES == 0:
             self.look_for_foreign()
 

@@ -10,6 +10,7 @@ import pytest
 
 from tierd.config import Class, Config, Migration, Mode
 from tierd.engine import Engine
+from tierd.engine.scout import _union
 from tierd.host import (
     KPF,
     NO_PFN,
@@ -22,6 +23,7 @@ from tierd.host import (
     Pfns,
     Span,
 )
+from tierd.hotness import Candidates
 from tierd.movers import MoveResult
 from tierd.planner import Direction, Moves, Reason
 from tierd.samplers import SampleBatch, SamplerStatus
@@ -186,6 +188,13 @@ def test_what_was_seen_while_decisions_waited_is_not_forgotten() -> None:
     machine.sample = lambda cpu_budget: iter(())  # type: ignore[method-assign]
     run(engine, machine, 2)
     assert machine.on(FAST, np.arange(256)) == 256
+
+
+def test_a_frame_that_was_drawn_twice_is_one_candidate() -> None:
+    drawn = Candidates(np.array([7, 3, 7, 5], np.uint64), np.array([1, 2, 1, 4], np.uint16))
+    found = _union([drawn])
+    assert found.pfn.tolist() == [3, 5, 7]
+    assert found.state.tolist() == [2, 4, 1]
 
 
 def test_samplers_are_told_of_candidates_that_are_free() -> None:

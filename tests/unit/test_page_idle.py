@@ -205,7 +205,7 @@ def test_a_word_reports_marked_heads_only(orders: list[int], seed: int) -> None:
     assert seen.weight.tolist() == hit[heads & marked].astype(int).tolist()
 
 
-@pytest.mark.parametrize(("used", "kind"), [(0, EMPTY), (40, USED), (64, SMALL)])
+@pytest.mark.parametrize(("used", "kind"), [(0, USED), (40, USED), (64, SMALL)])
 def test_a_word_of_small_pages_that_has_become_hot_is_checked(used: int, kind: int) -> None:
     """Freed frames read as accessed, too."""
     flags, heads = layout([0] * used)
@@ -408,6 +408,27 @@ def test_a_kernel_error_loses_no_blocks(monkeypatch: pytest.MonkeyPatch) -> None
     assert set(looked(sample(host, source)).tolist()) == set(pages_of(host, 0).tolist())
 
 
+@pytest.mark.parametrize("call", ["set_idle", "set_idle_words", "flags"])
+def test_blocks_that_could_not_be_marked_are_not_lost(
+    monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    host = guest()
+    source = sampler(host)
+    for _ in range(3):
+        sample(host, source, 0.1)
+
+    def fail(*_: Any) -> None:
+        raise KernelError(5, "I/O error", call)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(host, call, fail)
+        with pytest.raises(KernelError):
+            list(on_a_share(host, source, 0.1, 30))
+    every = np.arange(source._table.count)
+    flying = [look.blocks for look in source._flight]
+    assert set(every[source._table.busy(every)]) == set(np.concatenate([every[:0], *flying]))
+
+
 def test_the_fast_tier_s_share_is_estimated_over_all_blocks() -> None:
     host = machine(workloads=(Workload(kind="uniform", size="400MiB", accesses=1e8),), folios={})
     source = sampler(host)
@@ -576,6 +597,18 @@ def test_second_looks_are_on_credit_and_wait_for_no_long_window(
     assert (host.cpu_times() - before).total < 0.07 * seconds * 1.1  # the credit was paid back
 
 
+def test_a_share_that_never_pays_for_second_looks_goes_on_looking(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    host = guest()
+    slow_looks(host, monkeypatch, 0.02)
+    source = sampler(host, cpu="0.3%")
+    last = 0
+    for cycle, batches in enumerate(on_a_share(host, source, 0.003, 1500)):
+        last = cycle if batches else last
+    assert last > 1300
+
+
 def test_memory_that_has_just_been_filled_comes_before_the_rest() -> None:
     host = guest()
     host.exit(1)
@@ -603,14 +636,18 @@ def test_memory_that_was_only_filled_is_not_taken_for_hot(
     host.start(1)
     frames = pages_of(host, 1)
     hot_only(host, 1, hot=len(frames))
-    seen = []
+    seen, most = [], 0
     for batches in on_a_share(host, source, 0.07, 12):
+        most = max(
+            most, *(len(e.blocks) * (e.words is None and e.urgent) for e in source._flight), 0
+        )
         seen.append(np.intersect1d(frames, accessed(batches)))
         if len(seen[-1]):
             hot_only(host, 1, hot=1)
     found = [len(each) for each in seen]
     assert max(found) > 400  # a few frames of many blocks
     assert sum(found) < 1.1 * max(found)
+    assert most < 20  # second looks in full on credit
 
 
 def test_what_waits_in_a_crowd_for_a_full_look_gets_a_sparse_one() -> None:

@@ -16,7 +16,7 @@ from tierd.engine.appraisal import Appraiser
 from tierd.engine.explain import explain
 from tierd.engine.owners import OwnerBook
 from tierd.engine.report import ClassReport, CycleReport, Explanation
-from tierd.engine.scout import LASTING, Scout
+from tierd.engine.scout import LASTING, SEARCH_SHARE, Scout
 from tierd.engine.tally import Circumstances, Tally, hit_ratio
 from tierd.engine.watch import Watcher
 from tierd.governor import Budget, Pieces, Thrash
@@ -53,6 +53,19 @@ LOOKUP_SECONDS: Final = 3e-7
 
 LEAST_LOOKUP: Final = 4096
 """Candidates that are looked up whatever the CPU share."""
+
+
+PASSING: Final = frozenset(
+    {
+        Reason.BUDGET,
+        Reason.PRESSURE,
+        Reason.COOLDOWN,
+        Reason.NO_ROOM,
+        Reason.BUSY,
+        Reason.THRASH,
+    }
+)
+"""Reasons that time alone may do away with."""
 
 
 class Engine:
@@ -274,7 +287,8 @@ class Engine:
             limits = replace(limits, worth=worth)
             made = plan(target, hot.without(taken), cold.without(taken), grants, ways, limits)
             plans.append(made)
-            nothing &= limits.promote > 0 and _is_final(made)
+            cut = len(hot) >= min(SEARCH_SHARE * limits.promote, self._scout.most)
+            nothing &= not cut and _is_final(made)
             filled.update(_frames_by_node(made.demote))
             tally.skipped.update(made.skipped)
             limits = Limits(
@@ -402,6 +416,7 @@ class Engine:
             self._scout.moved[Direction.PROMOTE].absolve(owner)
         if again.any():
             self._appraiser.begin()
+            self._nothing_to_do = False
         for ledger in (*self._scout.moved.values(), self._scout.refused):
             ledger.prune(now - self._waste_window)
 
@@ -471,7 +486,7 @@ class Engine:
 
 def _is_final(made: MovePlan) -> bool:
     """Whether another plan would not move anything either, for what is known by now."""
-    waits = any(reason in (Reason.BUDGET, Reason.PRESSURE) for _, reason in made.skipped)
+    waits = any(reason in PASSING for _, reason in made.skipped)
     return not (len(made.promote.pfn) or len(made.demote.pfn) or waits)
 
 

@@ -238,7 +238,7 @@ class Scout:
 
     def take_freed(self) -> Pfns:
         """Candidates of late that were free by then; not again the next time."""
-        freed = np.concatenate([np.zeros(0, np.uint64), *self._freed])
+        freed = np.unique(np.concatenate([np.zeros(0, np.uint64), *self._freed]))
         self._freed.clear()
         return freed
 
@@ -272,7 +272,5 @@ class Scout:
 
 def _union(found: Sequence[Candidates]) -> Candidates:
     """Each frame once."""
-    if len(found) == 1:
-        return found[0]
     pfn, first = np.unique(np.concatenate([each.pfn for each in found]), return_index=True)
     return Candidates(pfn, np.concatenate([each.state for each in found])[first])

@@ -52,7 +52,7 @@ class Tally:
         self.fast_share: float | None = None
         """The sampler's own estimate of the hit ratio, where it has one."""
         self.confirmed = 0
-        """Blocks that have become hot and were looked at twice by now."""
+        """Blocks that have become hot and are known for it since this cycle."""
         self.attempted: Counter[Flow] = Counter()
         self.flows: Counter[Flow] = Counter()
         self.skipped: Counter[tuple[Direction, Reason]] = Counter()

@@ -83,7 +83,8 @@ _MADV_DONTNEED: Final = 4
 """asm-generic/mman-common.h."""
 
 _CODE: Final = re.compile(
-    r"^([0-9a-f]+)-([0-9a-f]+) r-xp \S+ \S+ [1-9]\d*\b.*\n(?:[A-Z].*\n)*?Anonymous: +0 kB$",
+    r"^([0-9a-f]+)-([0-9a-f]+) r-xp \S+ \S+ [1-9]\d*\b.*\n(?:[A-Z].*\n)*?Anonymous: +0 kB\n"
+    r"(?:[A-Z].*\n)*?Swap: +0 kB$",
     re.MULTILINE,
 )
 """Begin and end of code in /proc/PID/smaps that comes from a file and that nobody has written to

@@ -55,8 +55,8 @@ class SamplerStatus:
     """Seconds within which a 2 MiB block that becomes hot as a whole, outside the fastest tier,
     is looked at twice and so known for hot: an estimate. None where the source cannot say."""
     confirmed: int = 0
-    """2 MiB blocks that have just become hot and were looked at for the second time in the last
-    call: there is something to decide."""
+    """2 MiB blocks outside the fastest tier that became hot a moment ago and are known for it
+    since the last call: there is something to decide."""
 
 
 class Sampler(Protocol):

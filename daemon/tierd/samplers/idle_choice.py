@@ -30,7 +30,7 @@ from tierd.samplers.idle_sums import Sums
 from tierd.samplers.rounds import STRIDE, Round, in_turn
 
 ACTIVE_SHARE: Final = 0.5
-FILLING_SHARE: Final = 0.1
+FILLING_SHARE: Final = 0.25
 SWEEP_SHARE: Final = 0.35
 """Of the budget: for active blocks, for those where memory has just been filled, for the sweep.
 The refresh has the rest, and what one leaves over goes to the others."""
@@ -88,7 +88,7 @@ class Chooser:
         self._note = note
         self._around: Blocks = np.zeros(0, np.int64)
         self._turn = {"sweep": 0, "refresh": 0}
-        self._free: dict[int, int] = {}
+        self._free = 0
         self._filling = 0
         """Blocks that the sweep has still to pass until all that were empty have been peeked at."""
         self.round = Round(table.count, host.monotonic())
@@ -110,7 +110,7 @@ class Chooser:
         active = self._active.choose(turn, capacity * part)
         left = capacity - float(self._costs.full_units(active).sum())
         # The refresh chooses first: blocks that it takes need no sparse look.
-        kept = left if filling else self._for_sweep(capacity, left, gap)
+        kept = left * SWEEP_MOST if filling else self._for_sweep(capacity, left, gap)
         refresh, _ = self.next("refresh", left - kept, turn)
         left -= float(self._costs.full_units(refresh).sum())
         around = self.next_around(left * AROUND_SHARE)
@@ -128,7 +128,6 @@ class Chooser:
                 np.sort(np.concatenate((around, sweep))),
                 sparse=True,
                 fair=np.sort(sweep),
-                filling=filling,
             ),
         ]
 
@@ -188,11 +187,11 @@ class Chooser:
     def _watch_free(self) -> None:
         """Where much free memory was taken, empty blocks have filled."""
         memory = self._host.node_memory()
-        taken = sum(max(self._free.get(node.node, 0) - node.free, 0) for node in memory)
-        if taken >= max(FILLED, FILLED_SHARE * sum(node.total for node in memory)):
+        free = sum(node.free for node in memory)
+        if self._free - free >= max(FILLED, FILLED_SHARE * sum(node.total for node in memory)):
             self._filling = self._table.count
-            self._free.clear()
-        self._free = {each.node: max(each.free, self._free.get(each.node, 0)) for each in memory}
+            self._free = free
+        self._free = max(self._free, free)
 
     def _for_sweep(self, capacity: float, left: float, gap: float) -> float:
         """Units that the refresh has to leave for the sweep."""

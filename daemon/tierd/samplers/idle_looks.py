@@ -228,7 +228,7 @@ def _hints(
     # A huge page that does not show was split or is gone, as are small pages that do not.
     other = (kind == HUGE) | (kind == UNKNOWN) | ((kind == SMALL) & ~np.all(heads, axis=1))
     hint = np.where(other, USED, kind)
-    hint[(kind != HUGE) & other & ~np.any(heads | tails, axis=1)] = EMPTY
+    hint[(kind == UNKNOWN) & ~np.any(heads | tails, axis=1)] = EMPTY
     large = np.flatnonzero((word == 0) & heads[:, 0] & np.all(tails[:, 1:], axis=1))
     if len(large):
         last = host.flags(starts[large] + np.uint64(BLOCK - 1)) & KPF.COMPOUND_TAIL

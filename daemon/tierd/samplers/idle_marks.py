@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tierd.host import Host
-from tierd.samplers.idle_blocks import Blocks, BlockTable
+from tierd.samplers.idle_blocks import Blocks, BlockTable, Bools
 from tierd.samplers.idle_looks import (
     BLOCK,
     EMPTY,
@@ -29,7 +29,7 @@ GROUP_FULL: Final = 64
 GROUP_WORDS: Final = 1024
 """Blocks of one sparse look."""
 
-EPOCH: Final = 32
+EPOCH: Final = 128
 """Calls after which looks begin elsewhere: those at a calm block take turns at four words."""
 
 _EIGHT: Final = np.uint64(0x0101010101010101)
@@ -46,22 +46,20 @@ class Choice:
     """Blocks (sorted) for a look at all their frames, or a sparse one at a few of each.
 
     fair: those of them (sorted) that came in turn, so that they are a fair sample of all blocks.
-    urgent: to be read in the next call, however long the window is. filling: programs are just
-    taking memory.
+    urgent: to be read in the next call, however long the window is.
     """
 
     blocks: Blocks
     sparse: bool
     fair: Blocks = field(default_factory=_none)
     urgent: bool = False
-    filling: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
     """Blocks marked together, at `marked` (seconds). words: uint8[n] and masks: uint64[n] are
     None for a look at all frames. fair: those blocks of the choice's that are here. cpu: seconds
-    that marking took."""
+    that marking took. filled: bool[n]; those that were empty not long ago."""
 
     blocks: Blocks
     words: NDArray[np.uint8] | None
@@ -70,7 +68,7 @@ class Look:
     fair: Blocks
     cpu: float
     urgent: bool
-    filling: bool
+    filled: Bools
 
 
 class Marker:
@@ -101,13 +99,13 @@ class Marker:
             part = full[at : at + GROUP_FULL]
             before = self._host.cpu_times().total
             mark_full(self._host, self._table.first(part))
-            yield self._look(choice, part, None, None, before)
+            yield self._look(choice, part, None, None, before, filled)
         for at in range(0, len(words), GROUP_WORDS):
             part = words[at : at + GROUP_WORDS]
             before = self._host.cpu_times().total
             word, mask = self._choose_words(part, turn if choice.sparse else 0)
             self._host.set_idle_words(self._table.first(part) + word * np.uint64(64), mask)
-            yield self._look(choice, part, word.astype(np.uint8), mask, before)
+            yield self._look(choice, part, word.astype(np.uint8), mask, before, filled)
 
     def _look(
         self,
@@ -116,13 +114,15 @@ class Marker:
         words: NDArray[np.uint8] | None,
         masks: NDArray[np.uint64] | None,
         before: float,
+        filled: Blocks,
     ) -> Look:
         cpu = self._host.cpu_times().total - before
         fair = choice.fair
         these = fair[slice(*np.searchsorted(fair, (blocks[0], blocks[-1] + 1)))]
         these = these[np.isin(these, blocks)]
         now = self._host.monotonic()
-        return Look(blocks, words, masks, now, these, cpu, choice.urgent, choice.filling)
+        new = np.isin(blocks, filled)
+        return Look(blocks, words, masks, now, these, cpu, choice.urgent, new)
 
     def _choose_words(
         self, blocks: Blocks, turn: int
@@ -131,14 +131,17 @@ class Marker:
         huge page its head alone; of a block with larger folios multiples of 8, where heads are;
         of one with few of them the whole word.
 
-        Two looks in a row are at both halves of a block, four at all quarters: what is hot in a
-        part of it is found by the second or the fourth, not by chance.
+        Two looks in a row that tell the same are at both halves of a block, four at all quarters,
+        but where a new epoch begins between them: what is hot in a part of a block is found by the
+        second or the fourth, and not by chance.
         """
         kind, heads = self._table.kind(blocks), self._table.heads(blocks)
         mixer = blocks.astype(np.uint64) * np.uint64(0x9E3779B1)
         start = mixer + np.uint64(turn // EPOCH * 0xC2B2AE35)
         start ^= start >> np.uint64(13)
-        word = _FAR_APART[self._table.calm(blocks)] ^ (start & np.uint64(7))
+        # Sparse looks do not count where a block waits for a full one.
+        step = np.where(self._table.listed(blocks), turn % 8, self._table.calm(blocks))
+        word = _FAR_APART[step] ^ (start & np.uint64(7))
         mixer += np.uint64(turn * 0x85EBCA6B)
         mixer ^= mixer >> np.uint64(15)
         mask = np.left_shift(_EIGHT, mixer >> np.uint64(3) & np.uint64(7))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tierd.config import Sampling
-from tierd.host import Host, Pfns
+from tierd.host import Host, KernelError, Pfns
 from tierd.samplers import SampleBatch, SamplerStatus
 from tierd.samplers.idle_active import PLAIN, SURE, Active
 from tierd.samplers.idle_blocks import HOT, IDLE, Blocks, BlockTable, Bools
@@ -62,6 +62,8 @@ MOST_URGENT: Final = 3
 """Calls on credit until there is enough for looks of all kinds again."""
 MOST_SAVED: Final = 3
 """Calls in a row that begin no look for that."""
+LONG: Final = 1.2
+"""Times the time between two calls: a window that is longer is not waited for by second looks."""
 
 
 class PageIdleSampler:
@@ -111,7 +113,7 @@ class PageIdleSampler:
         self._note_call()
         window = self._tuner.window
         spent = yield from self._harvest(window - self._gap / 2)
-        spent += self._look_again()
+        spent += self._look_again(cpu_budget - spent)
         # Nothing is known of the costs at first: learn them by a small part of the budget.
         spent += self._begin((cpu_budget - spent) * (FIRST_PART if first else 1.0))
         if self._flight and (first or window < self._gap / 2):
@@ -209,9 +211,13 @@ class PageIdleSampler:
                 mixture = seen.kind == MIXED
                 table.learn_layout(blocks[mixture], seen.heads[mixture], seen.user[mixture])
             table.learn(blocks, seen.kind, share.astype(np.uint8))
-        calm = table.settle(blocks, changed)
-        if look.urgent:
-            self._confirmed += int(np.count_nonzero((share >= PLAIN) & (calm >= SURE)))
+        new = self._active.is_urgent(blocks)
+        # A few frames do not tell that a block which waits for a full look is the same.
+        told = changed | (look.words is None) | ~table.listed(blocks)
+        table.settle(blocks[told], changed[told])
+        calm = table.calm(blocks)
+        if look.words is None:
+            self._confirmed += int(np.count_nonzero(new & (share >= PLAIN) & (calm >= SURE)))
         mixed = (share > IDLE) & (share < HOT)
         active = (seen.kind != EMPTY) & (mixed | changed | ((share >= HOT) & (calm < CALM)))
         # Of a huge page the sweep sees all there is: a second and a third look when it is hot.
@@ -236,12 +242,11 @@ class PageIdleSampler:
         risen = (before <= IDLE) & (share > 0)
         changed = risen | ((before >= HOT) & (share < HOT))
         fresh = (kind == UNKNOWN) | (kind == USED)
-        if look.filling:
-            # Filling it was an access of each page, which says nothing of what comes after.
-            filled = (kind == UNKNOWN) & (share > 0)
-            self._filled = np.concatenate((self._filled, blocks[filled]))[:GROUP_WORDS]
-            share[filled] = 0
-            risen, changed = risen & ~filled, changed & ~filled
+        # Filling it was an access of each page, which says nothing of what comes after.
+        filled = np.flatnonzero(look.filled & (share > 0))[: GROUP_WORDS - len(self._filled)]
+        self._filled = np.concatenate((self._filled, blocks[filled]))
+        share[filled] = 0
+        risen[filled] = changed[filled] = False
         # Neighbours of a block that is hot by the most of it are looked at, too.
         # One frame of a small page in eight is chance; so is a huge page that is accessed
         # now and then, unless it has been idle for long.
@@ -268,9 +273,10 @@ class PageIdleSampler:
         ]
         self._costs.learn(units, used + sum(look.cpu for look in looks))
 
-    def _look_again(self) -> float:
-        """Look at a few frames of what has just been filled again; returns CPU seconds spent."""
-        if not len(self._filled):
+    def _look_again(self, allowed: float) -> float:
+        """Look at a few frames of what has just been filled again, if `allowed` CPU seconds and
+        the credit allow it; returns what was spent."""
+        if not len(self._filled) or allowed + CREDIT * self._share * self._gap <= 0:
             return 0.0
         before = self._host.cpu_times()
         blocks, self._filled = np.unique(self._filled), self._filled[:0]
@@ -290,16 +296,15 @@ class PageIdleSampler:
         capacity = max(allowed - fixed, allowed / (2 * WORTH)) / self._costs.full
         saving = allowed < WORTH * fixed and self._saved < MOST_SAVED
         # Looks of all kinds would have a place for only some of what waits for a second one.
-        pressing = allowed < SCARCE * fixed and self._waits_urgently
+        pressing = allowed < SCARCE * fixed and self._saved < MOST_SAVED and self._waits_urgently
         if saving or pressing or capacity < UNIT_PEEK:
             self._saved += allowed > 0  # a debt is paid back before anything is saved
             return self._begin_urgent(allowed)
         self._saved = self._urgent = 0
         before = self._host.cpu_times()
         flying = len(self._flight)
-        hurry = self._tuner.effective(self._gap) > self._gap
-        for choice in self._chooser.choose(self._call, capacity, self._gap, hurry=hurry):
-            self._mark(choice)
+        hurry = self._tuner.effective(self._gap) > LONG * self._gap
+        self._mark(*self._chooser.choose(self._call, capacity, self._gap, hurry=hurry))
         spent = (self._host.cpu_times() - before).total
         choosing = max(spent - sum(look.cpu for look in self._flight[flying:]), 0.0)
         self._choosing += (choosing - self._choosing) / 4
@@ -311,13 +316,16 @@ class PageIdleSampler:
         if not self._waits_urgently:
             return 0.0
         before = self._host.cpu_times()
-        allowed += CREDIT * self._share * self._gap - self._costs.looks / 2
-        units = min(self._active.urgent(), allowed / self._costs.full)
+        allowed += CREDIT * self._share * self._gap - self._costs.looks
+        capacity = allowed / self._costs.full
+        units = min(self._active.urgent(), (1 - AROUND_SHARE) * capacity)
         if self._is_worth_a_look(units):
             chosen = self._active.choose(self._call, units, urgent=True)
-            self._mark(Choice(np.sort(chosen), sparse=False, urgent=True))
-            around = self._chooser.next_around(allowed / self._costs.full * AROUND_SHARE)
-            self._mark(Choice(np.sort(around), sparse=True, urgent=True))
+            around = self._chooser.next_around(min(AROUND_SHARE * capacity, capacity - units))
+            self._mark(
+                Choice(np.sort(chosen), sparse=False, urgent=True),
+                Choice(np.sort(around), sparse=True, urgent=True),
+            )
             self._urgent += 1
         return (self._host.cpu_times() - before).total
 
@@ -330,6 +338,14 @@ class PageIdleSampler:
         """A few blocks had better wait for the next looks of all kinds."""
         return units * self._costs.full > self._costs.looks / 4
 
-    def _mark(self, choice: Choice) -> None:
-        for look in self._marker.mark(choice, self._call):
-            self._flight.append(look)
+    def _mark(self, *choices: Choice) -> None:
+        flying = len(self._flight)
+        try:
+            for choice in choices:
+                for look in self._marker.mark(choice, self._call):
+                    self._flight.append(look)
+        except KernelError:  # what was not marked has its turn again some time
+            chosen = np.concatenate([choice.blocks for choice in choices])
+            marked = [look.blocks for look in self._flight[flying:]]
+            self._table.release(np.setdiff1d(chosen, np.concatenate([chosen[:0], *marked])))
+            raise
