@@ -205,15 +205,23 @@ def test_a_word_reports_marked_heads_only(orders: list[int], seed: int) -> None:
     assert seen.weight.tolist() == hit[heads & marked].astype(int).tolist()
 
 
-@pytest.mark.parametrize(("used", "kind"), [(0, USED), (40, USED), (64, SMALL)])
-def test_a_word_of_small_pages_that_has_become_hot_is_checked(used: int, kind: int) -> None:
+@pytest.mark.parametrize(
+    ("orders", "kind"),
+    [
+        ([], EMPTY),
+        ([0] * 40, USED),
+        ([0] * 64, SMALL),
+        ([-1] * 128 + [0], USED),  # a frame of another word is in use
+    ],
+)
+def test_a_word_of_small_pages_that_has_become_hot_is_checked(orders: list[int], kind: int) -> None:
     """Freed frames read as accessed, too."""
-    flags, heads = layout([0] * used)
+    flags, heads = layout(orders)
     host = Bitmap(flags, np.zeros(BLOCK, bool))
     word, mask = np.zeros(1, np.uint8), np.full(1, 2**64 - 1, np.uint64)
     small = np.array([SMALL], np.uint8)
     seen = read_words(host, np.zeros(1, np.uint64), word, mask, small, np.array([True]))  # type: ignore[arg-type]
-    assert seen.pfn.tolist() == np.flatnonzero(heads).tolist()
+    assert seen.pfn.tolist() == np.flatnonzero(heads[:64]).tolist()
     assert seen.kind.tolist() == [kind]
     host.flags_read = 0
     read_words(host, np.zeros(1, np.uint64), word, mask, small, np.array([False]))  # type: ignore[arg-type]

@@ -38,6 +38,8 @@ USED: Final = 5
 _JUDGE: Final = KPF.LRU | KPF.COMPOUND_TAIL | KPF.HUGE
 _ONES: Final = np.full(4096 // 8, np.uint64(2**64 - 1))
 _RANGE: Final = np.arange(BLOCK, dtype=np.uint64)
+_OTHERS: Final = np.array([2, 4, 6], np.uint8)
+"""Words beside one, in a block."""
 _BITS: Final = np.arange(64, dtype=np.uint64)
 
 Bools = NDArray[np.bool_]
@@ -228,12 +230,25 @@ def _hints(
     # A huge page that does not show was split or is gone, as are small pages that do not.
     other = (kind == HUGE) | (kind == UNKNOWN) | ((kind == SMALL) & ~np.all(heads, axis=1))
     hint = np.where(other, USED, kind)
-    hint[(kind == UNKNOWN) & ~np.any(heads | tails, axis=1)] = EMPTY
+    nothing = ~np.any(heads | tails, axis=1)
+    hint[(kind == UNKNOWN) & nothing] = EMPTY
+    freed = np.flatnonzero((kind == SMALL) & nothing)
+    hint[freed[_is_empty(host, starts[freed], word[freed])]] = EMPTY
     large = np.flatnonzero((word == 0) & heads[:, 0] & np.all(tails[:, 1:], axis=1))
     if len(large):
         last = host.flags(starts[large] + np.uint64(BLOCK - 1)) & KPF.COMPOUND_TAIL
         hint[large] = np.where(last != 0, HUGE, MIXED)
     return hint.astype(np.uint8)
+
+
+def _is_empty(host: Host, starts: Pfns, word: NDArray[np.uint8]) -> Bools:
+    """bool[k]: whether blocks in one word of which there is nothing have nothing in three others
+    either, as far as the first frame of each tells."""
+    others = np.sort((word[:, None] + _OTHERS) % WORDS, axis=1)
+    frames = starts[:, None] + others.astype(np.uint64) * np.uint64(64)
+    flags = host.flags(frames.reshape(-1)).reshape(-1, len(_OTHERS))
+    empty: Bools = ~np.any(flags & (KPF.LRU | KPF.COMPOUND_HEAD | KPF.COMPOUND_TAIL), axis=1)
+    return empty
 
 
 def occupied(host: Host, first: Pfns) -> Bools:

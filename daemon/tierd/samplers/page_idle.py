@@ -336,7 +336,7 @@ class PageIdleSampler:
 
     def _is_worth_a_look(self, units: float) -> bool:
         """A few blocks had better wait for the next looks of all kinds."""
-        return units * self._costs.full > self._costs.looks / 4
+        return units * self._costs.full > self._costs.looks / 8
 
     def _mark(self, *choices: Choice) -> None:
         flying = len(self._flight)
