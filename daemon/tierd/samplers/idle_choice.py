@@ -52,7 +52,7 @@ MOST_AROUND: Final = 16_384
 """Blocks that may wait for being looked at out of turn."""
 
 PEEKS: Final = 32
-SELDOM: Final = 32
+SELDOM: Final = 8
 """With more empty blocks than `PEEKS` only every so many-th of them (at most every `SELDOM`-th) is
 peeked at in a call: a peek tells little and costs a call to the kernel."""
 
@@ -60,6 +60,8 @@ FILLED: Final = 16 * 2**20
 FILLED_SHARE: Final = 1 / 256
 """Free memory taken since the last time, in bytes and as a share of all, after which every empty
 block is peeked at in a round of the sweep."""
+RECENT: Final = 16
+"""Calls after that in which an eighth as much is enough: what is taken last must not be missed."""
 
 SLICE: Final = 4096
 """Blocks of which a stream chooses at once."""
@@ -89,6 +91,7 @@ class Chooser:
         self._around: Blocks = np.zeros(0, np.int64)
         self._turn = {"sweep": 0, "refresh": 0}
         self._free = 0
+        self._filled_at = -RECENT
         self._filling = 0
         """Blocks that the sweep has still to pass until all that were empty have been peeked at."""
         self.round = Round(table.count, host.monotonic())
@@ -97,7 +100,7 @@ class Chooser:
         """Blocks worth `capacity` units. turn: the number of the present call; gap: seconds
         between two. hurry: keep what waits for a second look apart, as the window is long."""
         now = self._host.monotonic()
-        self._watch_free()
+        self._watch_free(turn)
         if self._sums.units <= capacity:
             chosen, passed = self.next("refresh", capacity, turn)
             chosen = np.sort(chosen)  # it begins anywhere
@@ -184,13 +187,14 @@ class Chooser:
         rests: Bools = (at % pause != 0) & (self._table.kind(blocks) == EMPTY)
         return rests
 
-    def _watch_free(self) -> None:
+    def _watch_free(self, turn: int) -> None:
         """Where much free memory was taken, empty blocks have filled."""
         memory = self._host.node_memory()
         free = sum(node.free for node in memory)
-        if self._free - free >= max(FILLED, FILLED_SHARE * sum(node.total for node in memory)):
+        much = max(FILLED, FILLED_SHARE * sum(node.total for node in memory))
+        if self._free - free >= (much / 8 if turn - self._filled_at <= RECENT else much):
             self._filling = self._table.count
-            self._free = free
+            self._free, self._filled_at = free, turn
         self._free = max(self._free, free)
 
     def _for_sweep(self, capacity: float, left: float, gap: float) -> float:
