@@ -598,7 +598,7 @@ def test_second_looks_are_on_credit_and_wait_for_no_long_window(
     sure: list[int] = []
     for cycle, batches in enumerate(on_a_share(host, source, 0.07, 60)):
         seen += [cycle] if len(accessed(batches)) else []
-        sure += [cycle] if source.status().confirmed >= 8 else []
+        sure += [cycle] * (source.status().confirmed > 4)
     assert sure
     assert seen[0] < sure[0] <= seen[0] + 3
     seconds = host.monotonic() - begun
