@@ -31,7 +31,7 @@ from tierd.assembly import Foundation, Refused
 from tierd.config import Config, ConfigError, Loaded, Use
 from tierd.control import ControlError, Request, Verb
 from tierd.host import Host
-from tierd.host.linux import Allocator
+from tierd.host.linux import Footprint
 from tierd.journal import Event, record
 from tierd.ladder import RequiredMissing
 from tierd.metrics import Exporter, ListenError
@@ -170,7 +170,7 @@ class Daemon:
 
     def run(self) -> None:
         """Run to the end. Raises Fatal for everything that ends it otherwise than by request."""
-        Allocator().share_one_arena()
+        Footprint().share_one_arena()
         # A scrape takes the interpreter from the worker a few times, and waits this long for it.
         sys.setswitchinterval(SWITCH_SECONDS)
         try:

@@ -24,7 +24,7 @@ from tierd.assembly import Foundation, Refused
 from tierd.config import ConfigError, Loaded, OnConflict, Trace
 from tierd.engine import CycleReport, Engine
 from tierd.host import ForeignTierer, Host
-from tierd.host.linux import Allocator
+from tierd.host.linux import Footprint
 from tierd.journal import Event, record
 from tierd.ladder import RequiredMissing
 from tierd.metrics import Exporter
@@ -93,7 +93,7 @@ class Worker:
         self._exporter = exporter
         self._notifier = notifier
         self._pace = pace
-        self._allocator = Allocator()
+        self._footprint = Footprint()
         self._limit = limit
         self._watch = watch
         self._ended = ended
@@ -266,10 +266,10 @@ class Worker:
         self._notifier.watchdog()
         if report.flows or report.skipped or any(each.looked for each in report.samplers):
             # The temporaries of a search are megabytes, and the heap would keep them.
-            self._allocator.give_back()
+            self._footprint.give_back()
         self._tell_degraded()
         if self.state.cycles == STARTED:
-            self._allocator.let_go_of_code()
+            self._footprint.let_go_of_code()
         if self.state.cycles == 1 or self.state.cycles % CHECK_CYCLES == 0:
             self._notifier.status(self.state.summary())
         self._watch(self.state)

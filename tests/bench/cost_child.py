@@ -16,12 +16,12 @@ from bench.still_host import GIB_FRAMES, StillHost
 from tierd import control, topology  # noqa: F401  (the daemon has it loaded, so it counts)
 from tierd.config import Config
 from tierd.engine import Engine
-from tierd.host.linux import Allocator
+from tierd.host.linux import Footprint
 from tierd.metrics import Exporter
 from tierd.samplers.page_idle import PageIdleSampler
 
 INTERVAL = 1.0
-ALLOCATOR = Allocator()
+FOOTPRINT = Footprint()
 
 
 def engine_of(host: StillHost, interval: float = INTERVAL) -> Engine:
@@ -47,7 +47,7 @@ def resident() -> int:
 
 def cycle(host: StillHost, engine: Engine) -> tuple[int, int]:
     report = engine.cycle()
-    ALLOCATOR.give_back()  # as the worker does
+    FOOTPRINT.give_back()  # as the worker does
     host.tick(INTERVAL)
     return report.samplers[0].looked, report.samplers[0].accessed
 
@@ -55,7 +55,7 @@ def cycle(host: StillHost, engine: Engine) -> tuple[int, int]:
 def memory(gib: int) -> dict[str, float]:
     """Resident bytes once every frame was looked at, and user CPU per frame looked at."""
     frames = gib * GIB_FRAMES
-    ALLOCATOR.share_one_arena()
+    FOOTPRINT.share_one_arena()
     host = StillHost(frames)
     exporter = Exporter("127.0.0.1:0")
     exporter.start()

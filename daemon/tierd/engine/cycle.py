@@ -15,6 +15,7 @@ from tierd.config import Config, Mode
 from tierd.engine.appraisal import Appraiser
 from tierd.engine.explain import explain
 from tierd.engine.owners import OwnerBook
+from tierd.engine.plans import fit_promotions, frames_by_node, is_final, with_less_room
 from tierd.engine.report import ClassReport, CycleReport, Explanation
 from tierd.engine.scout import LASTING, SEARCH_SHARE, Scout
 from tierd.engine.tally import Circumstances, Tally, hit_ratio
@@ -53,19 +54,6 @@ LOOKUP_SECONDS: Final = 3e-7
 
 LEAST_LOOKUP: Final = 4096
 """Candidates that are looked up whatever the CPU share."""
-
-
-PASSING: Final = frozenset(
-    {
-        Reason.BUDGET,
-        Reason.PRESSURE,
-        Reason.COOLDOWN,
-        Reason.NO_ROOM,
-        Reason.BUSY,
-        Reason.THRASH,
-    }
-)
-"""Reasons that time alone may do away with."""
 
 
 class Engine:
@@ -265,7 +253,7 @@ class Engine:
         taken: Pfns = np.zeros(0, np.uint64)
         filled: Counter[int] = Counter()  # frames of each node that the plans so far take
         for target in self._targets:
-            target = _with_less_room(target, filled)
+            target = with_less_room(target, filled)
             # Floors and caps are of the fastest tier, whatever lies below it.
             grants = self._book.grants(
                 resident[target.fast], self._thrash.stopped, bounded=target.fast == 0
@@ -288,8 +276,8 @@ class Engine:
             made = plan(target, hot.without(taken), cold.without(taken), grants, ways, limits)
             plans.append(made)
             cut = len(hot) >= min(SEARCH_SHARE * limits.promote, self._scout.most)
-            nothing &= not cut and _is_final(made)
-            filled.update(_frames_by_node(made.demote))
+            nothing &= not cut and is_final(made)
+            filled.update(frames_by_node(made.demote))
             tally.skipped.update(made.skipped)
             limits = Limits(
                 limits.promote - int(made.promote.pages.sum()),
@@ -333,7 +321,7 @@ class Engine:
         """Demote, then promote into no more room than that made."""
         tally.planned(Direction.DEMOTE, made.demote)
         demoted = self._move(tally, Direction.DEMOTE, made.demote, now)
-        promote = _fit_promotions(made.promote, demoted) if demoted else made.promote
+        promote = fit_promotions(made.promote, demoted) if demoted else made.promote
         tally.planned(Direction.PROMOTE, promote)
         self._move(tally, Direction.PROMOTE, promote, now)
 
@@ -482,35 +470,3 @@ class Engine:
         """What heat knows of a frame and what the policy would do with it."""
         threshold = self._targets[0].rate if self._targets else 0.0
         return explain(pfn, self._topology, self._heat, self._reader, threshold)
-
-
-def _is_final(made: MovePlan) -> bool:
-    """Whether another plan would not move anything either, for what is known by now."""
-    waits = any(reason in PASSING for _, reason in made.skipped)
-    return not (len(made.promote.pfn) or len(made.demote.pfn) or waits)
-
-
-def _frames_by_node(moves: Moves) -> dict[int, int]:
-    """Base pages that moves bring to each node."""
-    return {
-        node: int(moves.pages[moves.target == node].sum())
-        for node in np.unique(moves.target).tolist()
-    }
-
-
-def _with_less_room(target: Target, filled: Mapping[int, int]) -> Target:
-    """The same target, with what other plans take subtracted from its room."""
-    room = {node: max(frames - filled.get(node, 0), 0) for node, frames in target.room.items()}
-    return replace(target, room=room)
-
-
-def _fit_promotions(promote: Moves, demoted: MoveResult) -> Moves:
-    """Drop the last promotions to each node for which a planned demotion made no room."""
-    keep = np.ones(len(promote.pfn), np.bool_)
-    failed = ~demoted.moved
-    for node in np.unique(demoted.moves.source[failed]):
-        missing = int(demoted.moves.pages[failed & (demoted.moves.source == node)].sum())
-        rows = np.flatnonzero(promote.target == node)[::-1]
-        ahead = np.cumsum(promote.pages[rows]) - promote.pages[rows]
-        keep[rows[ahead < missing]] = False
-    return Moves(promote.pfn[keep], promote.pages[keep], promote.source[keep], promote.target[keep])

@@ -91,7 +91,7 @@ _CODE: Final = re.compile(
 (text relocations, a debugger's breakpoints)."""
 
 
-class Allocator:
+class Footprint:
     """What is done so that this process stays as small as it can be. Does nothing about the heap
     with another C library than glibc."""
 
@@ -107,8 +107,8 @@ class Allocator:
             self._mallopt(ctypes.c_int(_M_ARENA_MAX), ctypes.c_int(1))
 
     def let_go_of_code(self) -> None:
-        """Take the code that only the start has used out of the resident set: a third of what an
-        idle daemon has otherwise. What goes on being used is mapped again from the page cache."""
+        """Take the code that only the start has used out of the resident set, some 7 MiB (docs/
+        cost.md). What goes on being used is mapped again from the page cache."""
         for begin, end in _CODE.findall(sysfs.read_text("/proc/self/smaps") or ""):
             start, size = int(begin, 16), int(end, 16) - int(begin, 16)
             self._madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), _MADV_DONTNEED)

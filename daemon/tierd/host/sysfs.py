@@ -35,8 +35,8 @@ def read_text(path: Path | str) -> str | None:
 
 
 class KeptFiles:
-    """Files of the kernel's that are read in every cycle, kept open: half of what such a cycle
-    took in an emulated guest went into opening six of them. Not thread-safe."""
+    """Files of the kernel's that are read in every cycle, kept open: to open the six of them took
+    an emulated guest as long as to read them. Not thread-safe."""
 
     def __init__(self) -> None:
         self._opened: dict[str, int] = {}

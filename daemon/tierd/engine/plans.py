@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one plan means for the next one, and what is left of it once part of it was done. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+
+from tierd.movers import MoveResult
+from tierd.planner import MovePlan, Moves, Reason
+from tierd.policy import Target
+
+PASSING: Final = frozenset(
+    {
+        Reason.BUDGET,
+        Reason.PRESSURE,
+        Reason.COOLDOWN,
+        Reason.NO_ROOM,
+        Reason.BUSY,
+        Reason.THRASH,
+    }
+)
+"""Reasons that time alone may do away with."""
+
+
+def is_final(made: MovePlan) -> bool:
+    """Whether another plan would not move anything either, for what is known by now."""
+    waits = any(reason in PASSING for _, reason in made.skipped)
+    return not (len(made.promote.pfn) or len(made.demote.pfn) or waits)
+
+
+def frames_by_node(moves: Moves) -> dict[int, int]:
+    """Base pages that moves bring to each node."""
+    return {
+        node: int(moves.pages[moves.target == node].sum())
+        for node in np.unique(moves.target).tolist()
+    }
+
+
+def with_less_room(target: Target, filled: Mapping[int, int]) -> Target:
+    """The same target, with what other plans take subtracted from its room."""
+    room = {node: max(frames - filled.get(node, 0), 0) for node, frames in target.room.items()}
+    return replace(target, room=room)
+
+
+def fit_promotions(promote: Moves, demoted: MoveResult) -> Moves:
+    """Drop the last promotions to each node for which a planned demotion made no room."""
+    keep = np.ones(len(promote.pfn), np.bool_)
+    failed = ~demoted.moved
+    for node in np.unique(demoted.moves.source[failed]):
+        missing = int(demoted.moves.pages[failed & (demoted.moves.source == node)].sum())
+        rows = np.flatnonzero(promote.target == node)[::-1]
+        ahead = np.cumsum(promote.pages[rows]) - promote.pages[rows]
+        keep[rows[ahead < missing]] = False
+    return Moves(promote.pfn[keep], promote.pages[keep], promote.source[keep], promote.target[keep])
