@@ -293,3 +293,47 @@ def test_a_plan_conserves_frames(case: Case) -> None:
         assert change[node] <= case.target.room[node]
     for node in SLOW:
         assert change[node] <= case.ways.room[node]
+
+
+def huge(first: int, states: list[int], node: int, there: int) -> Folios:
+    """Huge pages of no class in these states."""
+    n = len(states)
+    state = np.array(states, np.uint16)
+    return Folios(
+        pfn=np.arange(first, first + 512 * n, 512, dtype=np.uint64),
+        pages=np.full(n, 512, np.uint32),
+        node=np.full(n, node, np.int32),
+        state=state,
+        rate=rate(state),
+        owner=np.full(n, -1, np.int16),
+        refused=np.full(n, FREE_TO_GO, np.int8),
+        allowed={there: np.ones(n, bool)},
+    )
+
+
+def test_huge_pages_that_beat_no_huge_victim_are_short_of_margin_not_of_room() -> None:
+    hot, cold = level_state(50), level_state(10)
+    one = np.zeros(1, np.int64)
+    owners = Owners(one, one, one + UNLIMITED, one + 1.0, one == 0, one == 0, one > 0, one > 0)
+    margin = Margin(1.5, 0.1)
+    target = Target(0, 30, level_state(30), 100, {0: 0}, {0: 0}, margin, 0.0, 0.0)
+    ways = Ways({2: (0,)}, {0: (2,)}, room={2: 1 << 20}, pieces={0: 0})
+    for victims, reason in (([hot] * 4, Reason.MARGIN), ([], Reason.NO_ROOM)):
+        made = plan(
+            target,
+            huge(1 << 20, [hot] * 8, 2, 0),
+            huge(0, victims, 0, 2),
+            owners,
+            ways,
+            Limits(1 << 20, 1 << 20),
+        )
+        assert made.skipped == {(Direction.PROMOTE, reason): 8 * 512}
+    made = plan(
+        target,
+        huge(1 << 20, [hot] * 8, 2, 0),
+        huge(0, [cold] * 4, 0, 2),
+        owners,
+        ways,
+        Limits(1 << 20, 1 << 20),
+    )
+    assert len(made.promote.pfn) == len(made.demote.pfn) == 4

@@ -119,6 +119,8 @@ class _Draft:
         """Guests that beat no victim by the margin."""
         self.worthless = np.zeros(len(hot), np.bool_)
         """Guests that would win too little for what their move costs."""
+        self.outmatched = np.zeros(len(hot), np.bool_)
+        """Large guests that beat no victim of their own size by the margin."""
         self._screen()
 
     def _screen(self) -> None:
@@ -292,6 +294,7 @@ class _Draft:
         for owner in np.flatnonzero(self.owners.floor > 0):
             mine = self._row(self.hot) == owner
             self._exchange(self.hot.open & mine, self._row(self.cold) == owner, own=True)
+        self.hot.refuse(self.outmatched, Reason.MARGIN)
         self.hot.refuse(self.hot.open, Reason.NO_ROOM)
 
     def _exchange(
@@ -357,6 +360,9 @@ class _Draft:
         paid = hot.rate[guests] - cold.rate[worst] > self.worth.pair
         better = self._better(guests, worst)
         fine = np.logical_and.accumulate(enough & paid & better)
+        if same and hot.pages[guests[0]] > 1 and np.any(enough & ~better):
+            # The others of this size are colder, and the victims that are left are hotter.
+            self.outmatched |= hot.pages == hot.pages[guests[0]]
         if not same:
             self.short[guests[enough & ~fine]] = True
             self.worthless[guests[enough & ~fine & better & ~paid]] = True
