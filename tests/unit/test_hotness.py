@@ -19,6 +19,7 @@ from tierd.hotness.state import (
     Q_SHIFT,
     STATES,
     phase_of,
+    successors,
     transitions,
 )
 
@@ -77,6 +78,18 @@ def test_no_look_makes_a_frame_unknown_and_one_step_keeps_the_order(hit: int, ph
         step = after.astype(int) >> Q_SHIFT
         before = known.astype(int) >> Q_SHIFT
         assert (step >= before).all() if hit else (step <= before).all()
+
+
+@pytest.mark.parametrize("phase", range(PHASES))
+def test_successors_are_those_of_the_table(phase: int) -> None:
+    rng = np.random.default_rng(phase)
+    state = rng.integers(0, STATES, 4000).astype(np.uint16)
+    state[:100] = rng.integers(0, KNOWN_FROM, 100)
+    hit = rng.random(len(state)) < 0.5
+    for hazard in range(len(CHANGING)):
+        table = transitions(phase, hazard, len(CHANGING) - 1 - hazard)
+        after = successors(state, hit, phase, hazard, len(CHANGING) - 1 - hazard)
+        assert np.array_equal(after, table[hit * STATES + state])
 
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.5, 0.9, 0.98])

@@ -20,10 +20,12 @@ from tierd.hotness.state import (
     Q_ONE,
     Q_SHIFT,
     STATES,
+    UNKNOWN,
     hazard_of,
     level_state,
     phase_of,
     recent,
+    successors,
     transitions,
 )
 
@@ -32,6 +34,10 @@ CHUNK: Final = 128 * 1024
 
 PIECE: Final = 32 * 1024
 """Frames of a batch that are worked on at once: with their 64-bit indices they fit the cache."""
+
+FEW: Final = 2048
+FEW_CHUNKS: Final = 4
+"""A batch of so many frames in so many chunks is worked out without a table of all transitions."""
 
 STEP: Final = 16
 """One frame in so many of a large batch is learned from, on a machine with many."""
@@ -143,6 +149,8 @@ class HeatMap:
         """Frames that one search reads at most; the next one goes on from there."""
         self._cursor = {True: 0, False: 0}
         self._pass = 0
+        self._tabled = -1
+        """The last pass for which there is a table of all transitions."""
         self._hazards = 0, 0
         self.forecast = Forecast(sum(span.frames for span in spans))
 
@@ -190,10 +198,23 @@ class HeatMap:
         if granularity > 1:
             pfn, weight = _spread(pfn, weight, granularity)
         seen: list[Seen] = []
-        for chunk, begin, end in self._slices(pfn):
+        slices = list(self._slices(pfn))
+        if len(pfn) > FEW or len(slices) > FEW_CHUNKS:
+            self._tabled = self._pass
+        for chunk, begin, end in slices:
             these = slice(begin, end)
             seen.append(self._observe_chunk(chunk, pfn[these], weight[these], learn=learn))
         return tuple(seen)
+
+    def _after(self, old: NDArray[np.uint16], hit: NDArray[np.bool_]) -> NDArray[np.uint16]:
+        """uint16[n]: states after a look. The table for all states is made in a pass that needs
+        it, and used from then on."""
+        phase = phase_of(self._pass)
+        if self._tabled != self._pass:
+            return successors(old, hit, phase, *self._hazards)
+        index = np.multiply(hit, STATES, dtype=np.intp)
+        np.add(index, old, out=index, casting="unsafe")
+        return np.take(transitions(phase, *self._hazards), index, mode="clip")
 
     def _observe_chunk(
         self, chunk: int, pfn: Pfns, weight: NDArray[np.uint8], *, learn: bool
@@ -212,9 +233,7 @@ class HeatMap:
             if int(part[-1]) - int(part[0]) != len(part) - 1:  # frames that were not looked at
                 where = (part - start).view(np.int64)
             old = states[where]
-            index = np.multiply(hit, STATES, dtype=np.intp)
-            np.add(index, old, out=index, casting="unsafe")
-            new = np.take(transitions(phase_of(self._pass), *self._hazards), index, mode="clip")
+            new = self._after(old, hit)
             # Of a large batch a part is enough to learn from; the numbers are for all of it.
             step = STEP if len(old) >= PIECE // 2 and self._many else 1
             if learn:
@@ -243,8 +262,16 @@ class HeatMap:
         self._put(new[there], state[there])
 
     def forget(self, pfn: Pfns) -> None:
-        """Frames (any order) whose data is gone become unknown."""
-        self._put(pfn, np.zeros(len(pfn), np.uint16))
+        """Frames (any order) whose data is gone become unknown. Memory of states is not touched
+        where nothing was known."""
+        for chunk, _, offset in self._located(pfn):
+            states = self._states[chunk]
+            offset = np.unique(offset[states[offset] >= KNOWN_FROM])
+            if len(offset):
+                before = np.bincount(states[offset] >> _SHIFT, minlength=Q_ONE)
+                states[offset] = UNKNOWN
+                before[0] -= len(offset)
+                self._shift(chunk, _fold(-before))
 
     def _put(self, pfn: Pfns, state: NDArray[np.uint16]) -> None:
         for chunk, rows, offset in self._located(pfn):
