@@ -214,6 +214,40 @@ def test_samplers_are_told_of_candidates_that_are_free() -> None:
     assert report.skipped[Direction.PROMOTE, Reason.STALE] == 256
 
 
+def test_heat_of_frames_that_a_source_calls_gone_is_forgotten() -> None:
+    machine = Machine()
+    machine.fill(SLOW, 1600, 0)
+    engine = engine_for(machine, mode=Mode.OBSERVE)
+    run(engine, machine, 4)
+    here = (np.flatnonzero(machine.page >= 0) + machine.base).astype(np.uint64)
+    assert np.all(engine._heat.states(here) > 0)
+    none, gone = here[:0], here[:100]
+    weight = np.zeros(0, np.uint8)
+    machine.sample = lambda _: iter([SampleBatch("fake", none, weight, 0, 1, gone=gone)])  # type: ignore[method-assign]
+    known = engine._heat.histogram((SLOW,))[0]
+    run(engine, machine, 1)
+    assert not engine._heat.states(gone).any()
+    assert np.all(engine._heat.states(here[100:]) > 0)
+    assert engine._heat.histogram((SLOW,))[0] == known + 100
+
+
+def test_what_is_repeated_counts_for_heat_but_is_no_look() -> None:
+    machine = Machine()
+    machine.fill(SLOW, 1600, 0)
+    engine = engine_for(machine, mode=Mode.OBSERVE)
+    run(engine, machine, 4)
+    some = (np.flatnonzero(machine.page >= 0)[:100] + machine.base).astype(np.uint64)
+    before = engine._heat.states(some)
+    again = SampleBatch(
+        "fake", some, np.ones(100, np.uint8), 0, 1, cold_evidence=False, repeated=True
+    )
+    machine.sample = lambda _: iter([again])  # type: ignore[method-assign]
+    (report,) = run(engine, machine, 1)
+    assert np.all(engine._heat.states(some) > before)
+    assert sum(each.looked for each in report.samplers) == 0
+    assert sum(tier.accessed_frames for tier in report.tiers) == 0
+
+
 def test_what_has_just_been_found_is_decided_on_credit() -> None:
     machine = Machine()
     machine.fill(SLOW, 1600, 0)

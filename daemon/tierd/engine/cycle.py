@@ -194,9 +194,12 @@ class Engine:
             lost = 0
             for batch in sampler.sample(self._budget.cpu / len(self._samplers)):
                 self._nothing_to_do = False
-                seen += self._heat.observe(
+                if len(batch.gone):
+                    self._heat.forget(batch.gone)
+                told = self._heat.observe(
                     batch.pfn, batch.weight, batch.granularity, learn=batch.cold_evidence
                 )
+                seen += () if batch.repeated else told
                 lost += batch.lost
                 self._cold_evidence |= batch.cold_evidence
                 if self.watcher is not None:

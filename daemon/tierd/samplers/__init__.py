@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +22,9 @@ class SampleBatch:
     idle. A source that cannot see idleness (`cold_evidence` False) never yields a 0.
     granularity: frames that one entry speaks for (1 for exact sources).
     lost: accesses that the source knows it missed.
+    gone: uint64[m], sorted, none of them in pfn: frames that are free now. What was known of
+    them is void. repeated: what an earlier look told by other frames, of frames that another
+    batch of the same call has as well; no looks of their own. A recording has neither.
     A frame that is in no batch was not looked at: it is unknown, never cold.
     """
 
@@ -33,6 +36,8 @@ class SampleBatch:
     granularity: int = 1
     lost: int = 0
     cold_evidence: bool = True
+    gone: Pfns = field(default_factory=lambda: np.zeros(0, np.uint64))
+    repeated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

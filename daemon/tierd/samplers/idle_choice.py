@@ -10,12 +10,15 @@ Three streams share the budget of a call:
   something new it looks around: a hot set that is not scattered is found in a pass or two;
 - the *refresh*: every block in full in turn, for exact evidence about calm ones too.
 
-Where the budget covers every frame of the machine there is only the refresh.
+Where the budget covers every frame of the machine there is only the refresh. Where it is hardly
+more than a look costs whatever its size, full looks and sparse ones take turns (`Streams`): two
+looks that are half as large would see much less than one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Flag, auto
 from typing import Final
 
 import numpy as np
@@ -69,6 +72,16 @@ SLICES: Final = 256
 """Most slices of a stream in one call, so that choosing stays cheap on the largest host."""
 
 
+class Streams(Flag):
+    """What is chosen from at once."""
+
+    FULL = auto()
+    """Active blocks and the refresh."""
+    SPARSE = auto()
+    """The sweep, and what is looked at out of turn."""
+    ALL = FULL | SPARSE
+
+
 class Chooser:
     """Chooses blocks for looks, and takes them (`BlockTable.take`). Not thread-safe."""
 
@@ -96,43 +109,54 @@ class Chooser:
         """Blocks that the sweep has still to pass until all that were empty have been peeked at."""
         self.round = Round(table.count, host.monotonic())
 
-    def choose(self, turn: int, capacity: float, gap: float, *, hurry: bool) -> list[Choice]:
+    def choose(
+        self,
+        turn: int,
+        capacity: float,
+        gap: float,
+        streams: Streams = Streams.ALL,
+        *,
+        hurry: bool,
+    ) -> list[Choice]:
         """Blocks worth `capacity` units. turn: the number of the present call; gap: seconds
         between two. hurry: keep what waits for a second look apart, as the window is long."""
         now = self._host.monotonic()
-        self._watch_free(turn)
         if self._sums.units <= capacity:
             chosen, passed = self.next("refresh", capacity, turn)
             chosen = np.sort(chosen)  # it begins anywhere
             self.round.passed(passed, now)
             self._filling = max(self._filling - passed, 0)
             return [Choice(chosen, sparse=False, fair=chosen)]
-        # Memory that has just been filled comes first: the other has been looked at before.
-        filling = self._filling > 0
-        part = FILLING_SHARE if filling else ACTIVE_SHARE
-        active = self._active.choose(turn, capacity * part)
-        left = capacity - float(self._costs.full_units(active).sum())
-        # The refresh chooses first: blocks that it takes need no sparse look.
-        kept = left * SWEEP_MOST if filling else self._for_sweep(capacity, left, gap)
-        refresh, _ = self.next("refresh", left - kept, turn)
-        left -= float(self._costs.full_units(refresh).sum())
-        around = self.next_around(left * AROUND_SHARE)
-        left -= float(self._costs.word_units(around).sum())
-        sweep, passed = self.next("sweep", left, turn)
-        self.round.passed(passed, now)
-        left -= float(self._costs.word_units(sweep).sum())
-        if left >= max(BLOCK, capacity * WORTH_AGAIN):
+        active = refresh = around = sweep = np.zeros(0, np.int64)
+        left = capacity
+        if Streams.FULL in streams:
+            # Memory that has just been filled comes first: the other has been looked at before.
+            part = FILLING_SHARE if self.filling else ACTIVE_SHARE
+            active = self._active.choose(turn, capacity * part)
+            left -= float(self._costs.full_units(active).sum())
+            # The refresh chooses first: blocks that it takes need no sparse look.
+            kept = left * SWEEP_MOST if self.filling else self._for_sweep(capacity, left, gap)
+            refresh, _ = self.next("refresh", left - kept * (streams is Streams.ALL), turn)
+            left -= float(self._costs.full_units(refresh).sum())
+        if Streams.SPARSE in streams:
+            around = self.next_around(left * AROUND_SHARE)
+            left -= float(self._costs.word_units(around).sum())
+            sweep, passed = self.next("sweep", left, turn, alone=streams is Streams.SPARSE)
+            self.round.passed(passed, now)
+            left -= float(self._costs.word_units(sweep).sum())
+        if Streams.FULL in streams and left >= max(BLOCK, capacity * WORTH_AGAIN):
             active = np.concatenate((active, self._active.choose(turn, left)))
         soon = self._active.is_urgent(active) & hurry
         return [
             Choice(np.sort(active[soon]), sparse=False, urgent=True),
             Choice(np.sort(np.concatenate((active[~soon], refresh))), sparse=False),
-            Choice(
-                np.sort(np.concatenate((around, sweep))),
-                sparse=True,
-                fair=np.sort(sweep),
-            ),
+            Choice(np.sort(np.concatenate((around, sweep))), sparse=True, fair=np.sort(sweep)),
         ]
+
+    @property
+    def filling(self) -> bool:
+        """Empty blocks have filled, and have not all been peeked at since."""
+        return self._filling > 0
 
     def look_around(self, blocks: Blocks) -> None:
         """Something has become hot in these blocks: look at their neighbours out of turn."""
@@ -142,12 +166,14 @@ class Chooser:
             near = near[self._table.share(near) <= IDLE]
             self._around = np.concatenate((self._around, near))[-MOST_AROUND:]
 
-    def next(self, stream: str, capacity: float, turn: int) -> tuple[Blocks, int]:
+    def next(
+        self, stream: str, capacity: float, turn: int, *, alone: bool = False
+    ) -> tuple[Blocks, int]:
         """The next blocks of the "sweep" or the "refresh" worth at most `capacity` units, and how
-        many blocks had their turn."""
+        many blocks had their turn. alone: no full looks begin in the same call."""
         table, sweeping = self._table, stream == "sweep"
         # So many wait for a full look that a few of their frames had better be looked at first.
-        crowded = len(self._active) * BLOCK > CROWD * capacity
+        crowded = alone or len(self._active) * BLOCK > CROWD * capacity
         cost = self._costs.word_units if sweeping else self._costs.full_units
         chosen: list[Blocks] = []
         count, passed = table.count, 0
@@ -187,8 +213,9 @@ class Chooser:
         rests: Bools = (at % pause != 0) & (self._table.kind(blocks) == EMPTY)
         return rests
 
-    def _watch_free(self, turn: int) -> None:
-        """Where much free memory was taken, empty blocks have filled."""
+    def watch_free(self, turn: int) -> None:
+        """Once a call, before `choose`: where much free memory was taken, empty blocks have
+        filled."""
         memory = self._host.node_memory()
         free = sum(node.free for node in memory)
         much = max(FILLED, FILLED_SHARE * sum(node.total for node in memory))

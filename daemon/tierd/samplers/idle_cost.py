@@ -88,9 +88,14 @@ class Costs:
         return self._full.unit
 
     @property
-    def looks(self) -> float:
-        """CPU seconds that a full look and a sparse one take whatever their size."""
-        return self._full.look + self._sparse.look
+    def full_look(self) -> float:
+        """CPU seconds that a full look takes whatever its size."""
+        return self._full.look
+
+    @property
+    def sparse_look(self) -> float:
+        """CPU seconds that a sparse look takes whatever its size."""
+        return self._sparse.look
 
     @property
     def dearer(self) -> float:

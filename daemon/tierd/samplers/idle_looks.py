@@ -10,7 +10,7 @@ head of a folio on the LRU, or after its flags were read again.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -36,6 +36,7 @@ USED: Final = 5
 """Some frame is in use; how the block is laid out is not known yet."""
 
 _JUDGE: Final = KPF.LRU | KPF.COMPOUND_TAIL | KPF.HUGE
+_FREE: Final = KPF.BUDDY | KPF.NOPAGE
 _ONES: Final = np.full(4096 // 8, np.uint64(2**64 - 1))
 _RANGE: Final = np.arange(BLOCK, dtype=np.uint64)
 _OTHERS: Final = np.array([2, 4, 6], np.uint8)
@@ -52,7 +53,8 @@ class Seen:
 
     kind: uint8[k]; heads: uint16[k] folios on the LRU; user: uint16[k] base pages in them;
     share: uint8[k], accessed share of what was looked at in each block, 0..255.
-    pfn, weight: the frames looked at, as in SampleBatch.
+    pfn, weight: the frames looked at, as in SampleBatch. gone: uint64[m], sorted; frames that are
+    free, of blocks that had more folios before.
     """
 
     kind: NDArray[np.uint8]
@@ -61,6 +63,7 @@ class Seen:
     share: NDArray[np.uint8]
     pfn: Pfns
     weight: NDArray[np.uint8]
+    gone: Pfns = field(default_factory=lambda: np.zeros(0, np.uint64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,15 +104,31 @@ def eligible(flags: NDArray[np.uint64]) -> Bools:
     return heads
 
 
-def read_full(host: Host, starts: Pfns, known: Known) -> Seen:
-    """Read blocks that `mark_full` marked; `starts` are their first frames."""
-    k = len(starts)
-    words = np.empty((k, WORDS), np.uint64)
+def there_in_full(host: Host, starts: Pfns) -> Words:
+    """uint64[k, 8]: heads of folios on the LRU in blocks (sorted) from `starts` on."""
+    return _words(eligible(_flags_of(host, starts)))
+
+
+def there_in_words(host: Host, first: Pfns) -> Words:
+    """uint64[k]: heads of folios on the LRU among 64 frames from each of `first` (sorted)."""
+    flags = host.flags((first[:, None] + _BITS).reshape(-1)).reshape(-1, 64)
+    return _words(eligible(flags))[:, 0]
+
+
+def free(flags: NDArray[np.uint64]) -> Bools:
+    """bool: frames that hold nothing. A page that is off the LRU for a moment is none of them."""
+    vacant: Bools = (flags == 0) | ((flags & _FREE) != 0)
+    return vacant
+
+
+def read_full(host: Host, starts: Pfns, known: Known, there: Words | None = None) -> Seen:
+    """Read blocks that `mark_full` marked; `starts` are their first frames. there: uint64[k, 8],
+    the frames that could be marked; the others have been filled since. None: all."""
+    words = np.empty((len(starts), WORDS), np.uint64)
     for begin, end in runs(starts):
         host.read_idle(int(starts[begin]), words[begin:end].reshape(-1))
-    bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")
-    idle = bits.view(np.bool_)
-    ones = bits.sum(axis=1, dtype=np.uint16)
+    idle = _bits(words)
+    ones = idle.view(np.uint8).sum(axis=1, dtype=np.uint16)
     believed = (known.kind == SMALL) & (ones + known.trust >= BLOCK)
     same = (known.kind == MIXED) & (ones >= known.heads) & ~known.check
     heads = np.where(believed, BLOCK, ones).astype(np.uint16)
@@ -117,14 +136,31 @@ def read_full(host: Host, starts: Pfns, known: Known) -> Seen:
     kind = np.where(believed | (ones == BLOCK), SMALL, MIXED).astype(np.uint8)
     looked = idle | believed[:, None]
     doubtful = np.flatnonzero(~(believed | same) & (ones < BLOCK))
+    gone = starts[:0]
     if len(doubtful):
         flags = _flags_of(host, starts[doubtful])
         looked[doubtful] |= eligible(flags)
         kind[doubtful], heads[doubtful], user[doubtful] = _layout(looked[doubtful], flags)
-    accessed = heads - ones
-    share = (accessed.astype(np.uint32) * 255 // np.maximum(heads, 1)).astype(np.uint8)
+        less = (heads < known.heads)[doubtful] & (known.kind != UNKNOWN)[doubtful]
+        gone = (starts[doubtful[less], None] + _RANGE)[free(flags[less])]
+    told, accessed = heads, heads - ones
+    if there is not None:
+        looked = looked & _bits(there)
+        told = looked.sum(axis=1, dtype=np.uint16)
+        accessed = told - (looked & idle).sum(axis=1, dtype=np.uint16)
+    share = (accessed.astype(np.uint32) * 255 // np.maximum(told, 1)).astype(np.uint8)
     pfn, weight = _entries(starts, looked, idle)
-    return Seen(kind, heads, user, share, pfn, weight)
+    return Seen(kind, heads, user, share, pfn, weight, gone)
+
+
+def _words(bits: Bools) -> Words:
+    """uint64[k, n] from bool[k, 64 * n]."""
+    return np.packbits(bits, axis=1, bitorder="little").view(np.uint64)
+
+
+def _bits(words: Words) -> Bools:
+    """bool[k, 512] from uint64[k, 8]."""
+    return np.unpackbits(words.view(np.uint8), axis=1, bitorder="little").view(np.bool_)
 
 
 def _entries(starts: Pfns, looked: Bools, idle: Bools) -> tuple[Pfns, NDArray[np.uint8]]:
@@ -182,14 +218,21 @@ def read_words(
     new_kind = np.where(kind == UNKNOWN, USED, kind).astype(np.uint8)
     huge = np.flatnonzero((idle != mask) & (kind == HUGE))
     huge = huge[_still_huge(host, starts[huge])]
-    doubt = (idle != mask) & ((kind != SMALL) | check)
+    doubt = ((idle != mask) | (mask == 0)) & ((kind != SMALL) | check)
     doubt[huge] = False
     doubtful = np.flatnonzero(doubt)
+    gone = starts[:0]
     if len(doubtful):
         flags = host.flags((first[doubtful, None] + _BITS).reshape(-1)).reshape(-1, 64)
-        heads = np.packbits(eligible(flags), axis=1, bitorder="little").view(np.uint64)[:, 0]
+        heads = _words(eligible(flags))[:, 0]
         looked[doubtful] = mask[doubtful] & (heads | idle[doubtful])
         new_kind[doubtful] = _hints(host, starts[doubtful], word[doubtful], flags, kind[doubtful])
+        emptied = np.flatnonzero((kind == SMALL) & (new_kind == EMPTY))
+        every = _flags_of(host, starts[emptied])
+        new_kind[emptied[np.any(eligible(every), axis=1)]] = USED
+        gone = (starts[emptied, None] + _RANGE)[free(every)]
+        freed = starts[doubtful[(kind[doubtful] == HUGE) & free(flags[:, 0])]]
+        gone = np.sort(np.concatenate((gone, freed)))
     one = new_kind == HUGE
     bits = ((looked[:, None] >> _BITS) & np.uint64(1)).astype(np.bool_)
     hits = (((looked & ~idle)[:, None] >> _BITS) & np.uint64(1)).astype(np.bool_)
@@ -203,6 +246,7 @@ def read_words(
         share,
         frames[bits],
         hits[bits].view(np.uint8),
+        gone,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tierd.host import Host
+from tierd.host import Host, Pfns
 from tierd.samplers.idle_blocks import Blocks, BlockTable, Bools
 from tierd.samplers.idle_looks import (
     BLOCK,
@@ -19,8 +19,12 @@ from tierd.samplers.idle_looks import (
     MIXED,
     UNKNOWN,
     USED,
+    WORDS,
+    Words,
     mark_full,
     occupied,
+    there_in_full,
+    there_in_words,
 )
 from tierd.samplers.idle_sums import Sums
 
@@ -57,13 +61,16 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Blocks marked together, at `marked` (seconds). words: uint8[n] and masks: uint64[n] are
-    None for a look at all frames. fair: those blocks of the choice's that are here. cpu: seconds
-    that marking took. filled: bool[n]; those that were empty not long ago."""
+    """Blocks marked together, at `marked` (seconds). words: uint8[n], None for a look at all
+    frames. masks: uint64[n], the frames that were marked in that word; of a look at all frames
+    uint64[n, 8], or None where all that there were are meant. fair: those blocks of the choice's
+    that are here. cpu: seconds that marking took. filled: bool[n], blocks that were empty not
+    long ago. Of these, and of one word of those of which nothing was known, masks have only what
+    was there: the rest has yet to be filled, and that is not an access that says what follows."""
 
     blocks: Blocks
     words: NDArray[np.uint8] | None
-    masks: NDArray[np.uint64] | None
+    masks: Words | None
     marked: float
     fair: Blocks
     cpu: float
@@ -98,31 +105,46 @@ class Marker:
         for at in range(0, len(full), GROUP_FULL):
             part = full[at : at + GROUP_FULL]
             before = self._host.cpu_times().total
-            mark_full(self._host, self._table.first(part))
-            yield self._look(choice, part, None, None, before, filled)
+            first, new = self._table.first(part), np.isin(part, filled)
+            there = self._there(first, new)
+            mark_full(self._host, first)
+            yield self._look(choice, part, None, there, before, new)
         for at in range(0, len(words), GROUP_WORDS):
             part = words[at : at + GROUP_WORDS]
             before = self._host.cpu_times().total
             word, mask = self._choose_words(part, turn if choice.sparse else 0)
-            self._host.set_idle_words(self._table.first(part) + word * np.uint64(64), mask)
-            yield self._look(choice, part, word.astype(np.uint8), mask, before, filled)
+            first = self._table.first(part) + word * np.uint64(64)
+            unknown = self._table.kind(part) == UNKNOWN
+            mask[unknown] &= there_in_words(self._host, first[unknown])
+            some = mask != 0
+            self._host.set_idle_words(first[some], mask[some])
+            new = np.isin(part, filled)
+            yield self._look(choice, part, word.astype(np.uint8), mask, before, new)
 
     def _look(
         self,
         choice: Choice,
         blocks: Blocks,
         words: NDArray[np.uint8] | None,
-        masks: NDArray[np.uint64] | None,
+        masks: Words | None,
         before: float,
-        filled: Blocks,
+        filled: Bools,
     ) -> Look:
         cpu = self._host.cpu_times().total - before
         fair = choice.fair
         these = fair[slice(*np.searchsorted(fair, (blocks[0], blocks[-1] + 1)))]
         these = these[np.isin(these, blocks)]
         now = self._host.monotonic()
-        new = np.isin(blocks, filled)
-        return Look(blocks, words, masks, now, these, cpu, choice.urgent, new)
+        return Look(blocks, words, masks, now, these, cpu, choice.urgent, filled)
+
+    def _there(self, first: Pfns, filled: Bools) -> Words | None:
+        """uint64[n, 8]: folios that there are, where a block was empty not long ago, and else all
+        frames; None where none was."""
+        if not filled.any():
+            return None
+        there = np.full((len(first), WORDS), np.uint64(2**64 - 1))
+        there[filled] = there_in_full(self._host, first[filled])
+        return there
 
     def _choose_words(
         self, blocks: Blocks, turn: int

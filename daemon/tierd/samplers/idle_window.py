@@ -19,7 +19,11 @@ ELASTIC: Final = 1.1
 HOLD: Final = 60.0
 """Seconds (at least) before a settled window is put to the test again."""
 FIRST: Final = 20.0
-"""Seconds before the window is made longer for the first time: what is plainly hot comes first."""
+"""Seconds before the window is made longer for the first time, and after a hot block was found that
+was not: what is plainly hot comes first."""
+MOST_HELD: Final = 60.0
+"""Seconds at most that the window is held for that: where hot blocks are found all the time, it may
+still be too short for others."""
 FUZZY: Final = 0.1
 """Share of the active pages that lie in blocks which are neither idle nor hot as a whole. Below
 it the picture is sharp, and a longer window would only show it later."""
@@ -38,6 +42,8 @@ class WindowTuner:
         self._mixed = 0.0
         self._recent = (0.0, 0.0)
         self._quiet_until = 0.0
+        self._found = self._finding = -FIRST
+        """When a hot block was found last, and since when they have been without a pause."""
         self._hold_until: float | None = None
         self._probe: tuple[float, float] | None = None
 
@@ -53,13 +59,19 @@ class WindowTuner:
         read in a later call."""
         return max(self.window, gap) if self.window >= gap / 2 else self.window
 
-    def step(self, now: float, gap: float, total: int) -> None:
+    def step(self, now: float, gap: float, total: int, *, found: bool = False) -> None:
         """Judge what was noted and perhaps change the window.
 
-        now: seconds; gap: seconds between calls; total: user pages of the machine.
+        now: seconds; gap: seconds between calls; total: user pages of the machine. found: blocks
+        that were not hot are known for it since the last call.
         """
         if self._hold_until is None:
             self._hold_until = now + FIRST
+        elif found:
+            if now - self._found > FIRST:
+                self._finding = now
+            self._found = now
+            self._hold_until = max(self._hold_until, min(now + FIRST, self._finding + MOST_HELD))
         if now < self._quiet_until:
             self._pages, self._active, self._mixed = 0, 0.0, 0.0  # marked under the old window
             return

@@ -20,7 +20,7 @@ from tierd.host import Host, KernelError, Pfns
 from tierd.samplers import SampleBatch, SamplerStatus
 from tierd.samplers.idle_active import PLAIN, SURE, Active
 from tierd.samplers.idle_blocks import HOT, IDLE, Blocks, BlockTable, Bools
-from tierd.samplers.idle_choice import AROUND_SHARE, Chooser
+from tierd.samplers.idle_choice import AROUND_SHARE, Chooser, Streams
 from tierd.samplers.idle_cost import UNIT_BLOCK, UNIT_PEEK, Costs
 from tierd.samplers.idle_looks import (
     BLOCK,
@@ -38,6 +38,7 @@ from tierd.samplers.idle_looks import (
 from tierd.samplers.idle_marks import GROUP_WORDS, Choice, Look, Marker
 from tierd.samplers.idle_sums import Sums
 from tierd.samplers.idle_window import WindowTuner
+from tierd.samplers.idle_witness import FOLIOS, Witnesses, looked_at
 from tierd.topology import Topology
 
 CALM: Final = 3
@@ -55,9 +56,17 @@ FIRST_PART: Final = 0.2
 WORTH: Final = 1.5
 """Times what looks cost whatever their size: less is not worth beginning any, and is saved up."""
 SCARCE: Final = 3.0
-"""Times that again: with less a call begins second looks or looks of all kinds, not both."""
+"""Times that again: with less a call begins second looks or others, not both, and those are full
+or sparse ones by turns."""
+FULL_TURN: Final = 4
+REFRESH_TURN: Final = 8
+"""Every so many-th of those turns is one of full looks: where some block is active, where none
+is."""
 CREDIT: Final = 4.0
 """Calls' worth of the CPU share that second looks may owe."""
+AGAIN: Final = 8
+"""Blocks that were about to be filled when they were looked at; fewer wait for their turn in the
+sweep."""
 MOST_URGENT: Final = 3
 """Calls on credit until there is enough for looks of all kinds again."""
 MOST_SAVED: Final = 3
@@ -89,9 +98,11 @@ class PageIdleSampler:
         )
         self._share = sampling.cpu
         self._choosing = 0.0
+        self._turns = 0
         self._saved = 0
         self._urgent = 0
         self._confirmed = 0
+        self._witnesses = Witnesses()
         self._filled: Blocks = np.zeros(0, np.int64)
         self._call = 0
         self._last_call: float | None = None
@@ -122,7 +133,8 @@ class PageIdleSampler:
             spent += yield from self._harvest(0.0)
         if first:
             self._begin(cpu_budget - spent)
-        self._tuner.step(self._host.monotonic(), self._gap, self._sums.users)
+        now = self._host.monotonic()
+        self._tuner.step(now, self._gap, self._sums.users, found=self._confirmed > 0)
 
     def status(self) -> SamplerStatus:
         """The window in force, and how the last full round over all blocks went."""
@@ -137,6 +149,7 @@ class PageIdleSampler:
         """Free frames read as accessed: their blocks are not taken for wholly used any more."""
         table = self._table
         blocks, gone = table.holding(pfn)
+        self._witnesses.drop(blocks)
         whole = table.kind(blocks) == SMALL
         blocks, left = blocks[whole], (BLOCK - gone[whole]).astype(np.uint16)
         with self._sums.changing(blocks):
@@ -173,9 +186,9 @@ class PageIdleSampler:
                 seen = list(self._map(self._read, part))
                 now = self._host.monotonic()
                 told = zip(part, seen, strict=True)
-                batches = [self._apply(look, each, now) for look, each in told]
+                batches = [batch for look, each in told for batch in self._apply(look, each, now)]
                 due = due[self._threads :]
-                yield from (batch for batch in batches if len(batch.pfn))
+                yield from (batch for batch in batches if len(batch.pfn) or len(batch.gone))
                 # What the caller makes of the batches is part of what looks cost.
                 used = (self._host.cpu_times() - before).total
                 self._learn(part, seen, used)
@@ -200,26 +213,36 @@ class PageIdleSampler:
         trust = np.where(check | (share == 0), 0, np.minimum((share + DIFFERENT) * 2, BLOCK))
         heads, user = table.heads(blocks), table.pages(blocks)
         known = Known(kind, heads, user, trust.astype(np.uint16), check)
-        return read_full(self._host, starts, known)
+        return read_full(self._host, starts, known, look.masks)
 
-    def _apply(self, look: Look, seen: Seen, now: float) -> SampleBatch:
+    def _apply(self, look: Look, seen: Seen, now: float) -> Iterator[SampleBatch]:
         """Take over what a look told about its blocks."""
         blocks, table = look.blocks, self._table
+        twice = np.zeros(len(blocks), np.bool_)
+        before = seen.pfn[:0]
+        if look.words is None:
+            twice, before = self._witnesses.confirm(blocks, table.first(blocks), seen, self._call)
+            twice &= ~table.fast(blocks) & (seen.share >= PLAIN)
         with self._sums.changing(blocks):
             share, changed = self._compare(look, seen)
+            changed[twice] = False
             if look.words is None:
                 mixture = seen.kind == MIXED
                 table.learn_layout(blocks[mixture], seen.heads[mixture], seen.user[mixture])
-            table.learn(blocks, seen.kind, share.astype(np.uint8))
+            # A peek found it in use a moment ago, if not in that word.
+            kind = np.where(look.filled & (seen.kind == EMPTY), USED, seen.kind).astype(np.uint8)
+            table.learn(blocks, kind, share.astype(np.uint8))
         new = self._active.is_urgent(blocks)
+        table.settle(blocks[twice], np.zeros(int(np.count_nonzero(twice)), np.bool_))
         # A few frames do not tell that a block which waits for a full look is the same.
         told = changed | (look.words is None) | ~table.listed(blocks)
         table.settle(blocks[told], changed[told])
         calm = table.calm(blocks)
         if look.words is None:
-            self._confirmed += int(np.count_nonzero(new & (share >= PLAIN) & (calm >= SURE)))
+            sure = new & (share >= PLAIN) & (calm >= SURE)
+            self._confirmed += int(np.count_nonzero(sure | twice))
         mixed = (share > IDLE) & (share < HOT)
-        active = (seen.kind != EMPTY) & (mixed | changed | ((share >= HOT) & (calm < CALM)))
+        active = (kind != EMPTY) & (mixed | changed | ((share >= HOT) & (calm < CALM)))
         # Of a huge page the sweep sees all there is: a second and a third look when it is hot.
         active &= (seen.kind != HUGE) | ((share >= HOT) & (calm < SURE))
         table.release(blocks)
@@ -227,7 +250,12 @@ class PageIdleSampler:
         if len(look.fair):
             self._note(look.fair)
         self._chooser.round.looked(len(seen.pfn))
-        return SampleBatch(self.name, seen.pfn, seen.weight, look.marked, now)
+        yield SampleBatch(self.name, seen.pfn, seen.weight, look.marked, now, gone=seen.gone)
+        if len(before):  # afterwards, as what the look told is learned from what was known before
+            ones, since = np.ones(len(before), np.uint8), look.marked - self._gap
+            yield SampleBatch(
+                self.name, before, ones, since, look.marked, cold_evidence=False, repeated=True
+            )
 
     def _compare(self, look: Look, seen: Seen) -> tuple[NDArray[np.int16], Bools]:
         """int16[n]: the accessed share of each block as it is known now, 0..255; bool[n]: whether
@@ -242,17 +270,21 @@ class PageIdleSampler:
         risen = (before <= IDLE) & (share > 0)
         changed = risen | ((before >= HOT) & (share < HOT))
         fresh = (kind == UNKNOWN) | (kind == USED)
-        # Filling it was an access of each page, which says nothing of what comes after.
-        filled = np.flatnonzero(look.filled & (share > 0))[: GROUP_WORDS - len(self._filled)]
-        self._filled = np.concatenate((self._filled, blocks[filled]))
-        share[filled] = 0
-        risen[filled] = changed[filled] = False
+        # It was being filled when it was marked: there was nothing to look at yet.
+        early = look.filled & (look.masks == 0)
+        self._filled = np.concatenate((self._filled, blocks[early]))[-GROUP_WORDS:]
         # Neighbours of a block that is hot by the most of it are looked at, too.
         # One frame of a small page in eight is chance; so is a huge page that is accessed
         # now and then, unless it has been idle for long.
         share = np.where(changed | fresh, share, before)
         small = (kind != HUGE) & (seen.kind != HUGE) & (share >= PLAIN)
         self._chooser.look_around(blocks[risen & (small | (table.calm(blocks) >= CALM))])
+        every = risen & (kind != HUGE) & (seen.kind != HUGE) & (share >= HOT)
+        self._witnesses.drop(blocks[~every])
+        if every.any():
+            starts, masks = table.first(blocks), np.asarray(look.masks)
+            every &= looked_at(starts, seen) >= FOLIOS
+            self._witnesses.note(blocks[every], look.words[every], masks[every], self._call)
         return share, changed
 
     def _note(self, blocks: Blocks) -> None:
@@ -276,10 +308,10 @@ class PageIdleSampler:
     def _look_again(self, allowed: float) -> float:
         """Look at a few frames of what has just been filled again, if `allowed` CPU seconds and
         the credit allow it; returns what was spent."""
-        if not len(self._filled) or allowed + CREDIT * self._share * self._gap <= 0:
+        blocks, self._filled = np.unique(self._filled), self._filled[:0]
+        if len(blocks) < AGAIN or allowed + CREDIT * self._share * self._gap <= 0:
             return 0.0
         before = self._host.cpu_times()
-        blocks, self._filled = np.unique(self._filled), self._filled[:0]
         blocks = blocks[~(self._table.busy(blocks) | self._table.listed(blocks))]
         self._table.take(blocks)
         self._mark(Choice(blocks, sparse=True, urgent=True))
@@ -292,11 +324,14 @@ class PageIdleSampler:
 
         What is hardly more than looks cost whatever their size is saved up for fewer, larger ones.
         """
-        fixed = self._costs.looks + self._choosing
+        self._chooser.watch_free(self._call)
+        scarce = allowed < SCARCE * self._fixed(Streams.ALL)
+        streams = self._whose_turn() if scarce else Streams.ALL
+        fixed = self._fixed(streams)
         capacity = max(allowed - fixed, allowed / (2 * WORTH)) / self._costs.full
         saving = allowed < WORTH * fixed and self._saved < MOST_SAVED
         # Looks of all kinds would have a place for only some of what waits for a second one.
-        pressing = allowed < SCARCE * fixed and self._saved < MOST_SAVED and self._waits_urgently
+        pressing = scarce and self._saved < MOST_SAVED and self._waits_urgently
         if saving or pressing or capacity < UNIT_PEEK:
             self._saved += allowed > 0  # a debt is paid back before anything is saved
             return self._begin_urgent(allowed)
@@ -304,11 +339,25 @@ class PageIdleSampler:
         before = self._host.cpu_times()
         flying = len(self._flight)
         hurry = self._tuner.effective(self._gap) > LONG * self._gap
-        self._mark(*self._chooser.choose(self._call, capacity, self._gap, hurry=hurry))
+        self._mark(*self._chooser.choose(self._call, capacity, self._gap, streams, hurry=hurry))
         spent = (self._host.cpu_times() - before).total
         choosing = max(spent - sum(look.cpu for look in self._flight[flying:]), 0.0)
         self._choosing += (choosing - self._choosing) / 4
+        self._turns = self._turns + 1 if streams is Streams.SPARSE else 0
         return spent
+
+    def _fixed(self, streams: Streams) -> float:
+        """CPU seconds that looks at these streams take whatever their size."""
+        full = self._costs.full_look if Streams.FULL in streams else 0.0
+        sparse = self._costs.sparse_look if Streams.SPARSE in streams else 0.0
+        return full + sparse + self._choosing
+
+    def _whose_turn(self) -> Streams:
+        """Full looks or sparse ones. What has been filled is looked at sparsely first, but memory
+        may be filled all the time."""
+        turns = FULL_TURN if len(self._active) else REFRESH_TURN
+        turns *= 2 if self._chooser.filling else 1
+        return Streams.FULL if self._turns >= turns - 1 else Streams.SPARSE
 
     def _begin_urgent(self, allowed: float) -> float:
         """Look a second time at what has just become hot, and around it, on credit: within some
@@ -316,7 +365,8 @@ class PageIdleSampler:
         if not self._waits_urgently:
             return 0.0
         before = self._host.cpu_times()
-        allowed += CREDIT * self._share * self._gap - self._costs.looks
+        allowed += CREDIT * self._share * self._gap
+        allowed -= self._costs.full_look + self._costs.sparse_look
         capacity = allowed / self._costs.full
         units = min(self._active.urgent(), (1 - AROUND_SHARE) * capacity)
         if self._is_worth_a_look(units):
@@ -336,7 +386,7 @@ class PageIdleSampler:
 
     def _is_worth_a_look(self, units: float) -> bool:
         """A few blocks had better wait for the next looks of all kinds."""
-        return units * self._costs.full > self._costs.looks / 8
+        return units * self._costs.full > (self._costs.full_look + self._costs.sparse_look) / 8
 
     def _mark(self, *choices: Choice) -> None:
         flying = len(self._flight)
