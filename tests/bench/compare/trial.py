@@ -23,6 +23,8 @@ from .ways import Way
 SIZE_MIB: Final = 256
 HOT_MIB: Final = 48
 WATCH_MS: Final = 250
+SETTLE: Final = 15.0
+"""Seconds between switching the way on and the first program."""
 CPU: Final = 1
 """Where the program runs."""
 TICK_US: Final = 10_000
@@ -102,10 +104,11 @@ COUNTERS: Final = (
 
 
 def run(guest: Guest, way: Way, manners: Sequence[Manner]) -> Iterator[Trial]:
-    """Boot is done; switch the way on and run a trial for each manner."""
+    """Boot is done; switch the way on, let it settle and run a trial for each manner."""
     for name in ("access", "tick", "watch"):
         guest.put(f"/usr/local/bin/{name}", loads.binary(name), 0o755)
     way.start(guest)
+    time.sleep(SETTLE)
     for manner in manners:
         yield _one(guest, way, manner)
 
