@@ -919,7 +919,11 @@ def test_a_window_much_shorter_than_a_cycle_is_waited_for_within_the_call() -> N
     assert max(spans) < 0.3
 
 
-def test_the_wait_for_a_second_look_is_what_blocks_that_have_become_hot_really_wait() -> None:
+@pytest.mark.parametrize("every", [1, 4])
+def test_the_wait_for_a_second_look_is_what_blocks_that_have_become_hot_really_wait(
+    every: int,
+) -> None:
+    """Full looks are begun in one of so many calls."""
     spans = [Span(0, 0, 512 * 100), Span(1, 512 * 100, 512 * 10_000)]
     table = BlockTable(spans, [0])
     active = Active(table)
@@ -931,7 +935,10 @@ def test_the_wait_for_a_second_look_is_what_blocks_that_have_become_hot_really_w
         active.add(new, turn)
         came |= dict.fromkeys(new.tolist(), turn)
         # Ten blocks' worth in a call; from time to time nothing can be paid for.
-        chosen = active.choose(turn, 0.0 if turn % 8 < 3 else 5200.0 * 8 / 5 / SLOW_SHARE)
+        if turn % every:
+            continue
+        paid = 0.0 if turn % 8 < 3 and every == 1 else 5200.0 * 8 / 5 / SLOW_SHARE
+        chosen = active.choose(turn, paid * every)
         waits += [turn - came[block] + 1 for block in chosen.tolist()]
         table.release(chosen)
     assert active.wait == pytest.approx(np.mean(waits[-1000:]), rel=0.3)

@@ -46,6 +46,7 @@ class Active:
         self._urgent: float | None = None
         self._fresh = 0.0
         self._served = 0.0
+        self._left = 0
         self._turn = 0
 
     def __len__(self) -> int:
@@ -106,6 +107,7 @@ class Active:
         less accessed inside. Each block gains by waiting, so that all have their turn.
         """
         if not len(self):
+            self._turn, self._left = turn, 0
             return np.zeros(0, np.int64)
         table = self._table
         front, since = self.front(CHOICE)
@@ -130,11 +132,16 @@ class Active:
         chosen = np.concatenate(taken)
         table.list(chosen, False)
         table.take(chosen)
-        if turn != self._turn:  # a call may choose twice: of what waits, it counts once
-            self._turn = turn
-            self._fresh = FADE * self._fresh + len(fresh)
-            self._served *= FADE
-        self._served += np.count_nonzero(table.busy(fresh))
+        # A call may choose twice, and calls may pass without: what waits counts once for each, and
+        # has grown evenly from what was left.
+        calls, self._turn = turn - self._turn, turn
+        if calls:
+            waited = (calls * (len(fresh) + self._left) + len(fresh) - self._left) / 2
+            self._fresh = FADE**calls * self._fresh + waited
+            self._served *= FADE**calls
+        served = int(np.count_nonzero(table.busy(fresh)))
+        self._served += served
+        self._left = len(fresh) - served
         return chosen
 
     def _promising(
