@@ -45,7 +45,7 @@ FADE: Final = 0.98
 """What is left of the memory after a pass in any case."""
 
 
-ENOUGH: Final = 65_536
+ENOUGH: Final = 16_384
 """Looks from which it is worth the while to learn from them, and an eighth of all frames at most:
 a host that looks at a few frames in each pass need not pay for it each time."""
 
