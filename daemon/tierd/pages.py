@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tierd.config import Class
-from tierd.host import KPF, Cgroup, Host, Pfns
+from tierd.host import KPF, Cgroup, Host, Pfns, free_frames
 from tierd.topology import Topology
 
 THP_ORDER: Final = 9
@@ -157,7 +157,7 @@ def judge(flags: NDArray[np.uint64]) -> NDArray[np.int8]:
     reason[(flags & KPF.HUGE).astype(bool)] = PageReason.HUGETLB
     reason[(flags & KPF.ZERO_PAGE).astype(bool)] = PageReason.ZERO
     reason[(flags & KPF.HWPOISON).astype(bool)] = PageReason.POISONED
-    reason[(flags == 0) | (flags & (KPF.BUDDY | KPF.NOPAGE)).astype(bool)] = PageReason.FREE
+    reason[free_frames(flags)] = PageReason.FREE
     return reason
 
 

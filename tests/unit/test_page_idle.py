@@ -26,10 +26,12 @@ from tierd.samplers.idle_looks import (
     UNKNOWN,
     USED,
     Known,
+    Seen,
     read_full,
     read_words,
     runs,
 )
+from tierd.samplers.idle_marks import Look
 from tierd.samplers.idle_window import WindowTuner
 from tierd.samplers.page_idle import PageIdleSampler
 from tierd.samplers.rounds import STRIDE, in_turn
@@ -707,6 +709,19 @@ def test_full_and_sparse_looks_take_turns_where_there_is_little_for_both(
     assert 0.05 < np.mean([True in each for each in settled]) < 0.4
 
 
+def before_a_program_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> tuple[SimulatedHost, PageIdleSampler]:
+    """A small share has got to know a machine where looks are dear; program 1 is not there."""
+    host = guest()
+    slow_looks(host, monkeypatch, 0.02)
+    host.exit(1)
+    source = sampler(host, cpu="7%")
+    for _ in on_a_share(host, source, 0.07, 40):
+        pass
+    return host, source
+
+
 def test_full_looks_have_their_turn_while_memory_is_filled_all_the_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -725,12 +740,7 @@ def test_blocks_that_are_used_elsewhere_than_where_it_was_looked_are_not_looked_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A kernel page in the first word of each block that has filled."""
-    host = guest()
-    slow_looks(host, monkeypatch, 0.02)
-    host.exit(1)
-    source = sampler(host, cpu="7%")
-    for _ in on_a_share(host, source, 0.07, 40):
-        pass
+    host, source = before_a_program_begins(monkeypatch)
     monkeypatch.setattr(
         idle_marks, "there_in_words", lambda _, first: np.zeros(len(first), np.uint64)
     )
@@ -785,12 +795,7 @@ def test_memory_that_has_just_been_filled_comes_before_the_rest(
 def test_memory_that_is_filled_during_a_look_is_not_taken_for_hot(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    host = guest()
-    slow_looks(host, monkeypatch, 0.02)
-    host.exit(1)
-    source = sampler(host, cpu="7%")
-    for _ in on_a_share(host, source, 0.07, 40):
-        pass
+    host, source = before_a_program_begins(monkeypatch)
     with monkeypatch.context() as filling:
         filling.setattr(idle_marks, "occupied", lambda _, first: np.ones(len(first), np.bool_))
         filling.setattr(source._chooser, "_filling", source._table.count)
@@ -808,6 +813,31 @@ def test_memory_that_is_filled_during_a_look_is_not_taken_for_hot(
         for batches in on_a_share(host, source, 0.07, 12)
     ]
     assert sum(map(len, taken)) < 8
+
+
+def test_a_second_sparse_look_that_tells_the_same_leaves_the_witness_alone() -> None:
+    host, source = looked_at()
+    blocks = source._table.holding(pages_of(host, 0)[:BLOCK])[0][:1]
+    starts = source._table.first(blocks)
+    word, mask = np.zeros(1, np.uint8), np.array([2**64 - 1], np.uint64)
+
+    def tell(share: int, before: int) -> None:
+        source._table.learn(blocks, np.array([SMALL], np.uint8), np.array([before], np.uint8))
+        hit = np.full(64, share // 255, np.uint8)
+        seen = Seen(
+            np.array([SMALL], np.uint8),
+            *(np.zeros(1, np.uint16),) * 2,
+            np.array([share], np.uint8),
+            starts + np.arange(64, dtype=np.uint64),
+            hit,
+        )
+        none = np.zeros(0, np.int64)
+        look = Look(blocks, word, mask, 0.0, none, 0.0, False, np.array([False]))
+        source._compare(look, seen)
+
+    for share, before, noted in ((255, 0, 1), (255, 255, 1), (0, 255, 0)):
+        tell(share, before)
+        assert len(source._witnesses._block) == noted
 
 
 def test_what_waits_in_a_crowd_for_a_full_look_gets_a_sparse_one() -> None:

@@ -68,6 +68,13 @@ class KPF:
     MLOCKED: Final = np.uint64(1 << 33)
 
 
+def free_frames(flags: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """bool, of any shape: frames that by their flags hold nothing, or are none. A page that is off
+    the LRU for a moment is not one of them."""
+    free: NDArray[np.bool_] = (flags == 0) | ((flags & (KPF.BUDDY | KPF.NOPAGE)) != 0)
+    return free
+
+
 class KernelError(OSError):
     """A kernel interface that should have answered did not: errno, and which interface."""
 

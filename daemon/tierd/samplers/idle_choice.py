@@ -136,7 +136,8 @@ class Chooser:
             left -= float(self._costs.full_units(active).sum())
             # The refresh chooses first: blocks that it takes need no sparse look.
             kept = left * SWEEP_MOST if self.filling else self._for_sweep(capacity, left, gap)
-            refresh, _ = self.next("refresh", left - kept * (streams is Streams.ALL), turn)
+            kept = kept if Streams.SPARSE in streams else 0.0
+            refresh, _ = self.next("refresh", left - kept, turn)
             left -= float(self._costs.full_units(refresh).sum())
         if Streams.SPARSE in streams:
             around = self.next_around(left * AROUND_SHARE)
@@ -214,8 +215,8 @@ class Chooser:
         return rests
 
     def watch_free(self, turn: int) -> None:
-        """Once a call, before `choose`: where much free memory was taken, empty blocks have
-        filled."""
+        """Before it is asked what is `filling`: where much free memory was taken, empty blocks
+        have filled."""
         memory = self._host.node_memory()
         free = sum(node.free for node in memory)
         much = max(FILLED, FILLED_SHARE * sum(node.total for node in memory))

@@ -88,6 +88,11 @@ class Costs:
         return self._full.unit
 
     @property
+    def looks(self) -> float:
+        """CPU seconds that a full look and a sparse one take whatever their size."""
+        return self.full_look + self.sparse_look
+
+    @property
     def full_look(self) -> float:
         """CPU seconds that a full look takes whatever its size."""
         return self._full.look

@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tierd.host import KPF, Host, Pfns
+from tierd.host import KPF, Host, Pfns, free_frames
 
 BLOCK: Final = 512
 """Frames in a block: what one PMD-sized folio covers."""
@@ -36,7 +36,6 @@ USED: Final = 5
 """Some frame is in use; how the block is laid out is not known yet."""
 
 _JUDGE: Final = KPF.LRU | KPF.COMPOUND_TAIL | KPF.HUGE
-_FREE: Final = KPF.BUDDY | KPF.NOPAGE
 _ONES: Final = np.full(4096 // 8, np.uint64(2**64 - 1))
 _RANGE: Final = np.arange(BLOCK, dtype=np.uint64)
 _OTHERS: Final = np.array([2, 4, 6], np.uint8)
@@ -115,12 +114,6 @@ def there_in_words(host: Host, first: Pfns) -> Words:
     return _words(eligible(flags))[:, 0]
 
 
-def free(flags: NDArray[np.uint64]) -> Bools:
-    """bool: frames that hold nothing. A page that is off the LRU for a moment is none of them."""
-    vacant: Bools = (flags == 0) | ((flags & _FREE) != 0)
-    return vacant
-
-
 def read_full(host: Host, starts: Pfns, known: Known, there: Words | None = None) -> Seen:
     """Read blocks that `mark_full` marked; `starts` are their first frames. there: uint64[k, 8],
     the frames that could be marked; the others have been filled since. None: all."""
@@ -142,7 +135,7 @@ def read_full(host: Host, starts: Pfns, known: Known, there: Words | None = None
         looked[doubtful] |= eligible(flags)
         kind[doubtful], heads[doubtful], user[doubtful] = _layout(looked[doubtful], flags)
         less = (heads < known.heads)[doubtful] & (known.kind != UNKNOWN)[doubtful]
-        gone = (starts[doubtful[less], None] + _RANGE)[free(flags[less])]
+        gone = (starts[doubtful[less], None] + _RANGE)[free_frames(flags[less])]
     told, accessed = heads, heads - ones
     if there is not None:
         looked = looked & _bits(there)
@@ -230,8 +223,8 @@ def read_words(
         emptied = np.flatnonzero((kind == SMALL) & (new_kind == EMPTY))
         every = _flags_of(host, starts[emptied])
         new_kind[emptied[np.any(eligible(every), axis=1)]] = USED
-        gone = (starts[emptied, None] + _RANGE)[free(every)]
-        freed = starts[doubtful[(kind[doubtful] == HUGE) & free(flags[:, 0])]]
+        gone = (starts[emptied, None] + _RANGE)[free_frames(every)]
+        freed = starts[doubtful[(kind[doubtful] == HUGE) & free_frames(flags[:, 0])]]
         gone = np.sort(np.concatenate((gone, freed)))
     one = new_kind == HUGE
     bits = ((looked[:, None] >> _BITS) & np.uint64(1)).astype(np.bool_)

@@ -65,6 +65,8 @@ class Witnesses:
         noted of these blocks is forgotten.
         """
         confirmed = np.zeros(len(blocks), np.bool_)
+        if not len(self._block):
+            return confirmed, np.zeros(0, np.uint64)
         self._keep(self._turn >= turn - AGE)
         here, at = _rows(self._block, blocks)
         here, at = here[seen.kind[here] != HUGE], at[seen.kind[here] != HUGE]

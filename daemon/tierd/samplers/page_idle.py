@@ -280,7 +280,7 @@ class PageIdleSampler:
         small = (kind != HUGE) & (seen.kind != HUGE) & (share >= PLAIN)
         self._chooser.look_around(blocks[risen & (small | (table.calm(blocks) >= CALM))])
         every = risen & (kind != HUGE) & (seen.kind != HUGE) & (share >= HOT)
-        self._witnesses.drop(blocks[~every])
+        self._witnesses.drop(blocks[seen.share < HOT])
         if every.any():
             starts, masks = table.first(blocks), np.asarray(look.masks)
             every &= looked_at(starts, seen) >= FOLIOS
@@ -308,10 +308,11 @@ class PageIdleSampler:
     def _look_again(self, allowed: float) -> float:
         """Look at a few frames of what has just been filled again, if `allowed` CPU seconds and
         the credit allow it; returns what was spent."""
-        blocks, self._filled = np.unique(self._filled), self._filled[:0]
-        if len(blocks) < AGAIN or allowed + CREDIT * self._share * self._gap <= 0:
+        filled, self._filled = self._filled, self._filled[:0]
+        if len(filled) < AGAIN or allowed + CREDIT * self._share * self._gap <= 0:
             return 0.0
         before = self._host.cpu_times()
+        blocks = np.unique(filled)
         blocks = blocks[~(self._table.busy(blocks) | self._table.listed(blocks))]
         self._table.take(blocks)
         self._mark(Choice(blocks, sparse=True, urgent=True))
@@ -365,8 +366,7 @@ class PageIdleSampler:
         if not self._waits_urgently:
             return 0.0
         before = self._host.cpu_times()
-        allowed += CREDIT * self._share * self._gap
-        allowed -= self._costs.full_look + self._costs.sparse_look
+        allowed += CREDIT * self._share * self._gap - self._costs.looks
         capacity = allowed / self._costs.full
         units = min(self._active.urgent(), (1 - AROUND_SHARE) * capacity)
         if self._is_worth_a_look(units):
@@ -386,7 +386,7 @@ class PageIdleSampler:
 
     def _is_worth_a_look(self, units: float) -> bool:
         """A few blocks had better wait for the next looks of all kinds."""
-        return units * self._costs.full > (self._costs.full_look + self._costs.sparse_look) / 8
+        return units * self._costs.full > self._costs.looks / 8
 
     def _mark(self, *choices: Choice) -> None:
         flying = len(self._flight)
