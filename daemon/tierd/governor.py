@@ -214,6 +214,11 @@ PIECES_MOST: Final = 1 << 40
 PIECES_LEAST: Final = 2048
 """Frames of large folios that are tried at least: four huge pages of 2 MiB."""
 
+RETRY_LEAST: Final = 60.0
+RETRY_MOST: Final = 3600.0
+"""Seconds after which that is tried again where there was no room for a single one; doubled each
+time that there is none again. Meanwhile large folios take the place of others of their size."""
+
 
 class Pieces:
     """How much of the free room of a node large folios may be given.
@@ -224,10 +229,17 @@ class Pieces:
 
     def __init__(self) -> None:
         self._frames: dict[int, int] = {}
+        self._retry: dict[int, tuple[float, float]] = {}
+        """Where there was no room for any: when to try again, and seconds waited until then."""
 
-    def frames(self, nodes: Sequence[int]) -> dict[int, int]:
-        """Frames for large folios by node."""
-        return {node: self._frames.get(node, PIECES_MOST) for node in nodes}
+    def frames(self, nodes: Sequence[int], now: float) -> dict[int, int]:
+        """Frames for large folios by node. now: seconds of the monotonic clock."""
+        return {
+            node: self._frames.get(node, PIECES_MOST)
+            if now >= self._retry.get(node, (now, 0.0))[0]
+            else 0
+            for node in nodes
+        }
 
     def learn(
         self,
@@ -235,17 +247,31 @@ class Pieces:
         pages: NDArray[np.uint32],
         moved: NDArray[np.bool_],
         full: NDArray[np.bool_],
-    ) -> None:
+        made: Mapping[int, int],
+        now: float,
+    ) -> NDArray[np.bool_]:
         """Outcomes of promotions, one entry per folio: where to, base pages, whether it moved,
-        whether it found no room."""
+        whether it found no room. made: frames of large folios that have just left each node, so
+        that there was room in one piece. Returns bool[n]: large folios that found no room although
+        it had been made for all of them; to try those again soon is of no use."""
+        vain = np.zeros(len(pages), np.bool_)
         for node in np.unique(target[pages > 1]).tolist():
             here = (target == node) & (pages > 1)
-            came = int(pages[here & moved].sum())
-            if (here & full).any():
-                self._frames[node] = max(came // 2, PIECES_LEAST)
-            else:
+            spare = made.get(node, 0)
+            if int(pages[here].sum()) <= spare:
+                vain |= here & full
+                continue
+            came = max(int(pages[here & moved].sum()) - spare, 0)
+            if not (here & full).any():
                 limit = self._frames.get(node, PIECES_MOST)
                 self._frames[node] = min(4 * max(limit, came), PIECES_MOST)
+                self._retry.pop(node, None)
+                continue
+            self._frames[node] = max(came // 2, PIECES_LEAST)
+            if not came:
+                wait = min(2 * self._retry.get(node, (now, RETRY_LEAST / 2))[1], RETRY_MOST)
+                self._retry[node] = (now + wait, wait)
+        return vain
 
 
 @dataclass(frozen=True, slots=True)

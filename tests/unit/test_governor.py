@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,7 +14,10 @@ from tierd.governor import (
     MOST_OWED,
     OTHERS_SHARE,
     PIECES_LEAST,
+    PIECES_MOST,
     PRESSURE_FLOOR,
+    RETRY_LEAST,
+    RETRY_MOST,
     BackOff,
     Budget,
     Pieces,
@@ -213,15 +218,54 @@ def test_a_little_waste_stops_nobody() -> None:
     assert not any(step(thrash, now, 10, 10, persists=False) for now in range(50))
 
 
+def attempt(pieces: Pieces, moved: Sequence[bool], now: float, made: int = 0) -> list[bool]:
+    """Huge pages that were to go to node 0, each of which moved or found no room; those of them
+    that are not to be tried again. made: frames that huge pages had just left there."""
+    here = np.array(moved)
+    target, pages = np.zeros(len(here), np.int32), np.full(len(here), 512, np.uint32)
+    return pieces.learn(target, pages, here, ~here, {0: made}, now).tolist()
+
+
 def test_large_folios_get_as_much_as_came_of_the_last_attempts() -> None:
     pieces = Pieces()
-    assert pieces.frames([0])[0] > 1 << 30
-    target, pages = np.zeros(4, np.int32), np.full(4, 512, np.uint32)
-    moved = np.array([True, False, False, False])
-    pieces.learn(target, pages, moved, ~moved)
-    assert pieces.frames([0, 1])[0] == PIECES_LEAST
-    pieces.learn(target, pages, np.ones(4, bool), np.zeros(4, bool))
-    assert pieces.frames([0])[0] == 4 * PIECES_LEAST
+    assert pieces.frames([0], 0.0)[0] > 1 << 30
+    assert attempt(pieces, [True, False, False, False], 0.0) == [False] * 4
+    assert pieces.frames([0, 1], 0.0)[0] == PIECES_LEAST
+    attempt(pieces, [True] * 4, 1.0)
+    assert pieces.frames([0], 1.0)[0] == 4 * PIECES_LEAST
+
+
+def test_where_no_large_folio_found_room_none_is_tried_for_ever_longer() -> None:
+    pieces = Pieces()
+    attempt(pieces, [False, False], 0.0)
+    assert pieces.frames([0, 1], RETRY_LEAST - 1) == {0: 0, 1: PIECES_MOST}
+    assert pieces.frames([0], RETRY_LEAST)[0] == PIECES_LEAST
+    now, waits = RETRY_LEAST, []
+    for _ in range(8):
+        attempt(pieces, [False], now)
+        began = now
+        while not pieces.frames([0], now)[0]:
+            now += RETRY_LEAST
+        waits.append(now - began)
+    assert waits == sorted(waits)
+    assert waits[0] == 2 * RETRY_LEAST
+    assert waits[-1] == RETRY_MOST
+    attempt(pieces, [True], now)
+    attempt(pieces, [False], now)
+    assert pieces.frames([0], now + RETRY_LEAST)[0] == PIECES_LEAST
+
+
+def test_room_that_large_folios_made_says_nothing_about_what_is_free() -> None:
+    pieces = Pieces()
+    attempt(pieces, [False], 0.0)
+    assert attempt(pieces, [True, True], 1.0, made=1024) == [False, False]
+    assert pieces.frames([0], 1.0)[0] == 0
+    # Somebody else was faster: the folio is left alone.
+    assert attempt(pieces, [True, False], 2.0, made=1024) == [False, True]
+    # Of three one had no such room, and two came: free room had nothing for it.
+    now = RETRY_LEAST
+    assert attempt(pieces, [True, True, False], now, made=1024) == [False] * 3
+    assert pieces.frames([0], now + RETRY_LEAST)[0] == 0
 
 
 def test_overhead_beyond_its_part_of_a_cycle_is_paid_in_the_next_ones() -> None:

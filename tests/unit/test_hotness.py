@@ -183,11 +183,14 @@ def test_a_search_that_may_read_a_part_finds_as_many_there_and_goes_on() -> None
     assert seen == set(range(16))
 
 
-def test_an_aligned_search_finds_only_aligned_frames() -> None:
+def test_an_aligned_search_finds_what_may_be_the_head_of_a_large_folio() -> None:
     heat = HeatMap(SPANS)
     look(heat, frames(), np.zeros(len(frames())))
+    assert not len(heat.coldest((0, 1), 10_000, align=64))
+    heads = frames() % 64 == 0
+    heat.forget(frames()[~heads & (frames() % 128 < 64)])
     found = heat.coldest((0, 1), 10_000, align=64)
-    assert sorted(found.pfn.tolist()) == [f for f in frames().tolist() if f % 64 == 0]
+    assert sorted(found.pfn.tolist()) == [f for f in frames().tolist() if f % 128 == 0]
 
 
 def test_heat_follows_a_page_and_leaves_its_old_frame() -> None:

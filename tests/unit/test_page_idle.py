@@ -146,6 +146,20 @@ def test_frames_are_gone_when_they_are_free_and_not_when_they_are_off_the_list(k
     assert seen.gone.tolist() == ([] if kind == UNKNOWN else list(range(120)))
 
 
+@pytest.mark.parametrize("kind", [SMALL, MIXED, USED, EMPTY, UNKNOWN, HUGE])
+def test_frames_are_gone_when_they_have_become_tails(kind: int) -> None:
+    flags, heads = layout([9])
+    host = Bitmap(flags, heads)
+    start, before = np.zeros(1, np.uint64), known(kind, heads=1 if kind == HUGE else BLOCK)
+    kinds, word, mask = before.kind, np.zeros(1, np.uint8), np.array([3], np.uint64)
+    full = read_full(host, start, before)  # type: ignore[arg-type]
+    sparse = read_words(host, start, word, mask, kinds, np.array([True]))  # type: ignore[arg-type]
+    for seen in (full, sparse):
+        assert seen.kind.tolist() == [HUGE]
+        # Where nothing was known there is nothing to forget.
+        assert seen.gone.tolist() == ([] if kind in (UNKNOWN, HUGE) else list(range(1, BLOCK)))
+
+
 def test_a_few_free_frames_do_not_make_a_block_empty() -> None:
     flags, _ = layout([0] * BLOCK)
     flags[:64] = KPF.BUDDY

@@ -337,3 +337,15 @@ def test_huge_pages_that_beat_no_huge_victim_are_short_of_margin_not_of_room() -
         Limits(1 << 20, 1 << 20),
     )
     assert len(made.promote.pfn) == len(made.demote.pfn) == 4
+
+
+def test_huge_pages_take_the_place_of_others_where_free_room_is_in_pieces() -> None:
+    hot, cold = level_state(50), level_state(10)
+    margin = Margin(1.5, 0.1)
+    target = Target(0, 30, level_state(30), 100, {0: 0}, {0: 1 << 16}, margin, 0.0, 0.0)
+    guests, victims = huge(1 << 20, [hot] * 4, 2, 0), huge(0, [cold] * 8, 0, 2)
+    for pieces, exchanged in ((0, 4), (1024, 2), (UNLIMITED, 0)):
+        ways = Ways({2: (0,)}, {0: (2,)}, room={2: 1 << 20}, pieces={0: pieces})
+        limits = Limits(1 << 20, 1 << 20)
+        made = plan(target, guests, victims, Owners.unclassed(), ways, limits)
+        assert (len(made.promote.pfn), len(made.demote.pfn)) == (4, exchanged)

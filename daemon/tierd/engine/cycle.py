@@ -15,7 +15,14 @@ from tierd.config import Config, Mode
 from tierd.engine.appraisal import Appraiser
 from tierd.engine.explain import explain
 from tierd.engine.owners import OwnerBook
-from tierd.engine.plans import fit_promotions, frames_by_node, is_final, with_less_room
+from tierd.engine.plans import (
+    fit_promotions,
+    frames_by_node,
+    is_final,
+    large_left,
+    tails,
+    with_less_room,
+)
 from tierd.engine.report import ClassReport, CycleReport, Explanation
 from tierd.engine.scout import LASTING, SEARCH_SHARE, Scout
 from tierd.engine.tally import Circumstances, Tally, hit_ratio
@@ -261,6 +268,7 @@ class Engine:
             grants = self._book.grants(
                 resident[target.fast], self._thrash.stopped, bounded=target.fast == 0
             )
+            fast = self._topology.tiers[target.fast].nodes
             hot, cold = self._scout.candidates(
                 target,
                 limits,
@@ -268,12 +276,12 @@ class Engine:
                 self._config.migration,
                 now,
                 cold_evidence=self._cold_evidence,
-                pieces=sum(self._pieces.frames(self._topology.tiers[target.fast].nodes).values()),
+                pieces=sum(self._pieces.frames(fast, now).values()),
             )
             freed = self._scout.take_freed()
             for sampler in self._samplers if len(freed) else ():
                 sampler.forget(freed)
-            ways = self._ways(target, tiers, filled)
+            ways = self._ways(target, tiers, filled, now)
             worth = self._appraiser.worth(target.fast, tally.window)
             limits = replace(limits, worth=worth)
             made = plan(target, hot.without(taken), cold.without(taken), grants, ways, limits)
@@ -291,7 +299,9 @@ class Engine:
         self._nothing_to_do = nothing
         return plans
 
-    def _ways(self, target: Target, tiers: Sequence[TierHeat], filled: Mapping[int, int]) -> Ways:
+    def _ways(
+        self, target: Target, tiers: Sequence[TierHeat], filled: Mapping[int, int], now: float
+    ) -> Ways:
         """Promotion goes to the tier of `target`, demotion to any slower tier with room that is
         not `filled` by a plan already."""
         topology = self._topology
@@ -304,7 +314,7 @@ class Engine:
             demote={
                 node: [n for n in topology.demotion_targets(node) if n in slow] for node in fast
             },
-            pieces=self._pieces.frames([room.node for room in tiers[target.fast].rooms]),
+            pieces=self._pieces.frames([room.node for room in tiers[target.fast].rooms], now),
             # Not below half of the low mark: the slow tier takes allocations as well.
             room={
                 each.node: max(each.free - each.low // 2 - filled.get(each.node, 0), 0)
@@ -326,11 +336,17 @@ class Engine:
         demoted = self._move(tally, Direction.DEMOTE, made.demote, now)
         promote = fit_promotions(made.promote, demoted) if demoted else made.promote
         tally.planned(Direction.PROMOTE, promote)
-        self._move(tally, Direction.PROMOTE, promote, now)
+        self._move(tally, Direction.PROMOTE, promote, now, large_left(demoted) if demoted else {})
 
     def _move(
-        self, tally: Tally, direction: Direction, moves: Moves, now: Circumstances
+        self,
+        tally: Tally,
+        direction: Direction,
+        moves: Moves,
+        now: Circumstances,
+        made: Mapping[int, int] | None = None,
     ) -> MoveResult | None:
+        """made: of promotions, frames of large folios that have just left each node."""
         if now.mode != "tier" or self._mover is None or not len(moves.pfn):
             return None
         deadline = self._host.monotonic() + max(self._config.interval, MOVE_SECONDS)
@@ -348,11 +364,11 @@ class Engine:
                 tally.skipped[direction, reason] += pages
         self._follow(tally, direction, result, now.started)
         if result.why is not None:
-            if direction is Direction.PROMOTE:
-                full = result.why == code(Reason.NO_ROOM)
-                self._pieces.learn(moves.target, moves.pages, result.moved, full)
             lasting = np.isin(result.why, [code(reason) for reason in LASTING])
-            lasting |= (result.why == code(Reason.NO_ROOM)) & (moves.pages > 1)
+            if made is not None:
+                full = result.why == code(Reason.NO_ROOM)
+                learned = moves.target, moves.pages, result.moved, full
+                lasting |= self._pieces.learn(*learned, made, now.started)
             why = result.why[lasting].astype(np.int16)
             self._scout.refused.add(now.started, moves.pfn[lasting], why, moves.pages[lasting])
         return result
@@ -367,6 +383,7 @@ class Engine:
             source, landed = result.moves.source[result.moved], result.landed[result.moved]
             self._book.moved(owner, source, landed, pages)
         self._heat.move(old, new)
+        self._heat.forget(tails(new, pages))
         self._scout.follow(old, new)
         for sampler in self._samplers:
             sampler.forget(old)

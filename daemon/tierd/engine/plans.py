@@ -8,7 +8,9 @@ from dataclasses import replace
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
+from tierd.host import NO_PFN, Pfns
 from tierd.movers import MoveResult
 from tierd.planner import MovePlan, Moves, Reason
 from tierd.policy import Target
@@ -38,6 +40,24 @@ def frames_by_node(moves: Moves) -> dict[int, int]:
         node: int(moves.pages[moves.target == node].sum())
         for node in np.unique(moves.target).tolist()
     }
+
+
+def large_left(result: MoveResult) -> dict[int, int]:
+    """Base pages of the large folios that moves have taken off each node."""
+    moves = result.moves
+    large = result.moved & (moves.pages > 1)
+    return {
+        node: int(moves.pages[large & (moves.source == node)].sum())
+        for node in np.unique(moves.source[large]).tolist()
+    }
+
+
+def tails(heads: Pfns, pages: NDArray[np.uint32]) -> Pfns:
+    """Frames of folios but for the first of each; none where the head is NO_PFN."""
+    large = np.flatnonzero((pages > 1) & (heads != NO_PFN))
+    count = pages[large].astype(np.int64) - 1
+    within = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count) + 1
+    return np.repeat(heads[large], count) + within.astype(np.uint64)
 
 
 def with_less_room(target: Target, filled: Mapping[int, int]) -> Target:

@@ -42,8 +42,8 @@ LASTING: Final = (
     Reason.UNMAPPED,
 )
 """Refusals by the kernel that will be the same in the next cycle: the folio is left alone, and
-counted under the same reason, for the minimum residency. So is a large folio for which there is
-no room in one piece."""
+counted under the same reason, for the minimum residency. So is a large folio that found no room
+although another one of its size had made it (`Pieces.learn`)."""
 
 MOST_PROTECTED: Final = 1 << 18
 MOST_DRAWN: Final = 1 << 16

@@ -312,8 +312,9 @@ class HeatMap:
         align: int = 1,
     ) -> Candidates:
         """At least `count` of the coldest known frames of `nodes` if there are as many, coldest
-        first. Only frames in a state below `ceiling` whose number is a multiple of `align`:
-        large folios are aligned to their size. Bounded as `hottest`."""
+        first. Only frames in a state below `ceiling`; with `align`, heads of folios that may be
+        as large: their number is a multiple of it, and the next frame is unknown, as nobody looks
+        at a tail. Bounded as `hottest`."""
         highest = int(np.searchsorted(LEVEL_EDGES, (ceiling - 1) >> Q_SHIFT, side="right")) - 1
         want = _Want(nodes, count, (0, 4), align, KNOWN_FROM, ceiling - 1, hottest=False)
         return self._search(want, range(1, highest + 1))
@@ -390,8 +391,12 @@ class HeatMap:
             state = states[at]
             seen = recent(state)
             door = (seen >= want.looks[0]) & (seen <= want.looks[1])
-            frames = (at[door] * want.align + (first + self._start[chunk])).astype(np.uint64)
-            found.add(frames, state[door])
+            at, state = at[door], state[door]
+            if want.align > 1:
+                tail = np.minimum(at * want.align + (first + 1), len(self._states[chunk]) - 1)
+                heads = self._states[chunk][tail] == UNKNOWN
+                at, state = at[heads], state[heads]
+            found.add((at * want.align + (first + self._start[chunk])).astype(np.uint64), state)
             read += len(states)
         return read
 

@@ -347,13 +347,15 @@ class _Draft:
         same: bool,
     ) -> None:
         """Exchange as many of the best `guests` with `victims` as the margin lets. `same`: all
-        are of one size; otherwise these are the last victims that the guests can have. `own`:
-        free room stays free."""
+        are of one size, and large ones get no free room but what is in one piece; otherwise these
+        are the last victims that the guests can have. `own`: free room stays free."""
         hot, cold = self.hot, self.cold
         victims = victims[self._demotable(victims, own=own)[victims]]
         if not len(guests) or not len(victims):
             return
         room = 0 if own else self.room[node]
+        if same and hot.pages[guests[0]] > 1:
+            room = min(room, self.pieces[node])
         end = np.searchsorted(np.cumsum(cold.pages[victims]), np.cumsum(hot.pages[guests]) - room)
         enough = end < len(victims)  # the coldest victims up to `end` make the room
         worst = victims[np.minimum(end, len(victims) - 1)]

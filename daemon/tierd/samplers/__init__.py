@@ -22,9 +22,10 @@ class SampleBatch:
     idle. A source that cannot see idleness (`cold_evidence` False) never yields a 0.
     granularity: frames that one entry speaks for (1 for exact sources).
     lost: accesses that the source knows it missed.
-    gone: uint64[m], sorted, none of them in pfn: frames that are free now. What was known of
-    them is void. repeated: what an earlier look told by other frames, of frames that another
-    batch of the same call has as well; no looks of their own. A recording has neither.
+    gone: uint64[m], sorted, none of them in pfn: frames that are free now, or tails of a larger
+    folio. What was known of them is void. repeated: what an earlier look told by other frames,
+    of frames that another batch of the same call has as well; no looks of their own. A recording
+    has neither.
     A frame that is in no batch was not looked at: it is unknown, never cold.
     """
 

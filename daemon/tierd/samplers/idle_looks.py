@@ -53,7 +53,7 @@ class Seen:
     kind: uint8[k]; heads: uint16[k] folios on the LRU; user: uint16[k] base pages in them;
     share: uint8[k], accessed share of what was looked at in each block, 0..255.
     pfn, weight: the frames looked at, as in SampleBatch. gone: uint64[m], sorted; frames that are
-    free, of blocks that had more folios before.
+    free or tails, of blocks that had more folios before.
     """
 
     kind: NDArray[np.uint8]
@@ -135,7 +135,8 @@ def read_full(host: Host, starts: Pfns, known: Known, there: Words | None = None
         looked[doubtful] |= eligible(flags)
         kind[doubtful], heads[doubtful], user[doubtful] = _layout(looked[doubtful], flags)
         less = (heads < known.heads)[doubtful] & (known.kind != UNKNOWN)[doubtful]
-        gone = (starts[doubtful[less], None] + _RANGE)[free_frames(flags[less])]
+        no_head = free_frames(flags[less]) | ((flags[less] & KPF.COMPOUND_TAIL) != 0)
+        gone = (starts[doubtful[less], None] + _RANGE)[no_head]
     told, accessed = heads, heads - ones
     if there is not None:
         looked = looked & _bits(there)
@@ -225,7 +226,9 @@ def read_words(
         new_kind[emptied[np.any(eligible(every), axis=1)]] = USED
         gone = (starts[emptied, None] + _RANGE)[free_frames(every)]
         freed = starts[doubtful[(kind[doubtful] == HUGE) & free_frames(flags[:, 0])]]
-        gone = np.sort(np.concatenate((gone, freed)))
+        formed = (new_kind == HUGE) & (kind != HUGE) & (kind != UNKNOWN)
+        tails = (starts[formed, None] + _RANGE[1:]).reshape(-1)
+        gone = np.sort(np.concatenate((gone, freed, tails)))
     one = new_kind == HUGE
     bits = ((looked[:, None] >> _BITS) & np.uint64(1)).astype(np.bool_)
     hits = (((looked & ~idle)[:, None] >> _BITS) & np.uint64(1)).astype(np.bool_)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.scale.remote import RemoteHost
 from bench.scale.wire import Wire
@@ -41,6 +42,8 @@ PLACE = 300
 """Most cycles with a whole core to move what was found."""
 RESTING = 0.1
 """Of the rate limit: a host that promotes less than this is tiered."""
+HUGE_AT_ONCE = 64
+"""Huge pages of which the tails are forgotten at once: 32,768 frames."""
 SETTLE = 30
 """Cycles between two stages."""
 
@@ -70,8 +73,9 @@ def memory() -> dict[str, int]:
     return {"resident": int(found["VmRSS"]) * 1024, "peak": int(found["VmHWM"]) * 1024}
 
 
-def touch(engine: Engine, spans: Any) -> None:
-    """Look at every frame once, and find it idle."""
+def touch(engine: Engine, spans: Any, huge: NDArray[np.uint32]) -> None:
+    """Look at every frame once, and find it idle; then only the first frame of each block of
+    2 MiB that is a huge page, as nobody looks at tails."""
     heat = engine._heat
     heat.tick()
     step = hotness.heatmap.PIECE
@@ -80,6 +84,9 @@ def touch(engine: Engine, spans: Any) -> None:
         for at in range(span.start, span.end, step):
             pfn = np.arange(at, min(at + step, span.end), dtype=np.uint64)
             heat.observe(pfn, idle[: len(pfn)])
+    tails = np.arange(1, 512, dtype=np.uint64)
+    for part in np.array_split(huge, len(huge) // HUGE_AT_ONCE + 1):
+        heat.forget((part[:, None] * np.uint64(512) + tails).reshape(-1))
 
 
 class Stages:
@@ -120,7 +127,7 @@ class Stages:
         address = self.daemon._exporter.address
         tell("first", port=address[1] if address else 0, **memory())
         began = time.process_time()
-        touch(self._engine, state.foundation.topology.spans)
+        touch(self._engine, state.foundation.topology.spans, self._host.ask("huge"))
         tell("touched", seconds=time.process_time() - began, **memory())
         yield from self._warm()
         yield from self._measure()

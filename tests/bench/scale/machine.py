@@ -104,6 +104,16 @@ class Bench:
         """Let the newcomer's hot set begin, at one of several places."""
         self._newcomer.start(number, self.host.monotonic())
 
+    def huge(self) -> NDArray[np.uint32]:
+        """uint32[n]: numbers of the 2 MiB blocks that are a huge page, sorted."""
+        found = []
+        for part in range(0, self.host.machine.frames.blocks, 1 << 20):
+            blocks = np.arange(part, min(part + (1 << 20), self.host.machine.frames.blocks))
+            last = self.host.machine.frames.start_of(blocks).astype(np.uint64) + np.uint64(511)
+            tail = (self.host.machine.flags(last) & KPF.COMPOUND_TAIL) != 0
+            found.append((last[tail] // np.uint64(512)).astype(np.uint32))
+        return np.sort(np.concatenate(found))
+
     def newcomer(self) -> tuple[float, Pfns, Shares]:
         """Share of the newcomer's hot pages in fast memory; and of the folios that are not, the
         first frame (sorted) and the share of the hot pages that is in each."""
