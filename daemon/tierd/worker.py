@@ -269,7 +269,7 @@ class Worker:
             self._footprint.give_back()
         self._tell_degraded()
         if self.state.cycles == STARTED:
-            self._footprint.let_go_of_code()
+            self._footprint.let_go_of_program()
         if self.state.cycles == 1 or self.state.cycles % CHECK_CYCLES == 0:
             self._notifier.status(self.state.summary())
         self._watch(self.state)

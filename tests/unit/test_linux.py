@@ -463,14 +463,14 @@ def test_a_kept_file_is_read_anew_and_opened_anew_when_it_was_removed(
     assert kept.read(str(path)) == "3"
 
 
-def test_code_that_only_the_start_used_is_let_go_of() -> None:
+def test_what_only_the_start_used_is_let_go_of() -> None:
     program = """
 import os, tierd.config, tierd.metrics
 from tierd.host.linux import Footprint
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 before = resident()
-Footprint().let_go_of_code()
+Footprint().let_go_of_program()
 print(before - resident())
 tierd.config.Config.model_validate({"version": 1})  # it works as before
 """

@@ -314,8 +314,12 @@ def test_the_table_of_blocks_keeps_apart_what_shares_a_byte() -> None:
     some = np.array([1, 3])
     table.take(some)
     table.list(np.array([3]), True)
-    table.learn(every, np.array([0, 1, 2, 3, 4, 5], np.uint8), np.arange(6, dtype=np.uint8))
-    table.learn_layout(np.array([4]), np.array([77], np.uint16), np.array([513], np.uint16))
+    table.learn(every, every.astype(np.uint8), every.astype(np.uint8))
+    for folios, pages, told in ((511, 511, 511), (511, 10, 511), (1, 512, 509), (77, 500, 497)):
+        table.learn_layout(
+            np.array([4]), np.array([folios], np.uint16), np.array([pages], np.uint16)
+        )
+        assert (table.heads(every)[4], table.pages(every)[4]) == (folios, told)
     for looks in range(1, 12):
         calm = table.settle(every, every == 2)
         assert calm[2] == 0
@@ -323,7 +327,7 @@ def test_the_table_of_blocks_keeps_apart_what_shares_a_byte() -> None:
     assert table.kind(every).tolist() == [0, 1, 2, 3, 4, 5]
     assert table.share(every).tolist() == [0, 1, 2, 3, 4, 5]
     assert table.heads(every).tolist() == [BLOCK, 0, BLOCK, 1, 77, BLOCK]
-    assert table.pages(every).tolist() == [0, 0, BLOCK, BLOCK, 510, BLOCK]
+    assert table.pages(every).tolist() == [0, 0, BLOCK, BLOCK, 497, BLOCK]
     assert np.flatnonzero(table.busy(every)).tolist() == [1, 3]
     assert np.flatnonzero(table.listed(every)).tolist() == [3]
     table.release(some)

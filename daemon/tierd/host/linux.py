@@ -82,13 +82,13 @@ _M_ARENA_MAX: Final = -8
 _MADV_DONTNEED: Final = 4
 """asm-generic/mman-common.h."""
 
-_CODE: Final = re.compile(
-    r"^([0-9a-f]+)-([0-9a-f]+) r-xp \S+ \S+ [1-9]\d*\b.*\n(?:[A-Z].*\n)*?Anonymous: +0 kB\n"
+_PROGRAM: Final = re.compile(
+    r"^([0-9a-f]+)-([0-9a-f]+) r-[x-]p \S+ \S+ [1-9]\d*\b.*\n(?:[A-Z].*\n)*?Anonymous: +0 kB\n"
     r"(?:[A-Z].*\n)*?Swap: +0 kB$",
     re.MULTILINE,
 )
-"""Begin and end of code in /proc/PID/smaps that comes from a file and that nobody has written to
-(text relocations, a debugger's breakpoints)."""
+"""Begin and end of code and constants in /proc/PID/smaps that come from a file and that nobody
+has written to (relocations, a debugger's breakpoints)."""
 
 
 class Footprint:
@@ -106,10 +106,10 @@ class Footprint:
         if self._mallopt is not None:
             self._mallopt(ctypes.c_int(_M_ARENA_MAX), ctypes.c_int(1))
 
-    def let_go_of_code(self) -> None:
-        """Take the code that only the start has used out of the resident set, some 7 MiB (docs/
-        cost.md). What goes on being used is mapped again from the page cache."""
-        for begin, end in _CODE.findall(sysfs.read_text("/proc/self/smaps") or ""):
+    def let_go_of_program(self) -> None:
+        """Take code and constants that only the start has used out of the resident set (docs/
+        cost.md says how much). What goes on being used is mapped again from the page cache."""
+        for begin, end in _PROGRAM.findall(sysfs.read_text("/proc/self/smaps") or ""):
             start, size = int(begin, 16), int(end, 16) - int(begin, 16)
             self._madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), _MADV_DONTNEED)
 

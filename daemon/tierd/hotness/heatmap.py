@@ -123,28 +123,22 @@ class HeatMap:
     """
 
     def __init__(self, spans: Sequence[Span]) -> None:
-        self._states: list[NDArray[np.uint16]] = []
-        starts: list[int] = []
-        nodes: list[int] = []
-        for span in spans:
-            array = np.zeros(span.frames, np.uint16)
-            start = span.start
-            while start < span.end:
-                end = min((start // CHUNK + 1) * CHUNK, span.end)
-                self._states.append(array[start - span.start : end - span.start])
-                starts.append(start)
-                nodes.append(span.node)
-                start = end
-        self._start = np.array(starts, np.int64)
-        self._end = self._start + np.array([len(chunk) for chunk in self._states], np.int64)
-        self._node = np.array(nodes, np.int32)
-        self._levels = np.zeros((len(starts), LEVELS), np.uint32)
+        self._arrays = [np.zeros(span.frames, np.uint16) for span in spans]
+        self._base = np.array([span.start for span in spans], np.int64)
+        cuts = [_cut(span) for span in spans]
+        self._start = np.concatenate([np.zeros(0, np.int64), *cuts])
+        count = [len(cut) for cut in cuts]
+        self._span = np.repeat(np.arange(len(cuts), dtype=np.int32), count)
+        ends = np.array([span.end for span in spans], np.int64)
+        self._end = np.minimum((self._start // CHUNK + 1) * CHUNK, ends[self._span])
+        self._node = np.repeat(np.array([span.node for span in spans], np.int32), count)
+        self._levels = np.zeros((len(self._start), LEVELS), np.uint32)
         self._levels[:, 0] = self._end - self._start
         self._totals: dict[int, NDArray[np.int64]] = {}
-        for node in sorted(set(nodes)):
+        for node in sorted({span.node for span in spans}):
             mine = self._levels[self._node == node]
             self._totals[node] = mine.sum(axis=0, dtype=np.int64)
-        self._many = len(starts) > 8
+        self._many = len(self._start) > 8
         self.scan_limit = SCAN_LIMIT
         """Frames that one search reads at most; the next one goes on from there."""
         self._cursor = {True: 0, False: 0}
@@ -153,6 +147,13 @@ class HeatMap:
         """The last pass for which there is a table of all transitions."""
         self._hazards = 0, 0
         self.forecast = Forecast(sum(span.frames for span in spans))
+
+    def _of(self, chunk: int) -> NDArray[np.uint16]:
+        """States of the frames of a chunk, to be read and written. Made when it is needed: kept
+        for all chunks of the largest hosts, these would be megabytes."""
+        span = int(self._span[chunk])
+        base = int(self._base[span])
+        return self._arrays[span][int(self._start[chunk]) - base : int(self._end[chunk]) - base]
 
     # -- what is known ---------------------------------------------------------------------
 
@@ -173,7 +174,7 @@ class HeatMap:
         """uint16[n]: state of each frame, in any order; 0 (unknown) outside all spans."""
         result = np.zeros(len(pfn), np.uint16)
         for chunk, rows, offset in self._located(pfn):
-            result[rows] = self._states[chunk][offset]
+            result[rows] = self._of(chunk)[offset]
         return result
 
     # -- what changes it -------------------------------------------------------------------
@@ -219,7 +220,7 @@ class HeatMap:
     def _observe_chunk(
         self, chunk: int, pfn: Pfns, weight: NDArray[np.uint8], *, learn: bool
     ) -> Seen:
-        states = self._states[chunk]
+        states = self._of(chunk)
         start = np.uint64(self._start[chunk])
         n = len(pfn)
         recount = 2 * n > len(states)
@@ -265,7 +266,7 @@ class HeatMap:
         """Frames (any order) whose data is gone become unknown. Memory of states is not touched
         where nothing was known."""
         for chunk, _, offset in self._located(pfn):
-            states = self._states[chunk]
+            states = self._of(chunk)
             offset = np.unique(offset[states[offset] >= KNOWN_FROM])
             if len(offset):
                 before = np.bincount(states[offset] >> _SHIFT, minlength=Q_ONE)
@@ -275,7 +276,7 @@ class HeatMap:
 
     def _put(self, pfn: Pfns, state: NDArray[np.uint16]) -> None:
         for chunk, rows, offset in self._located(pfn):
-            states = self._states[chunk]
+            states = self._of(chunk)
             offset, last = np.unique(offset[::-1], return_index=True)
             new = state[rows][::-1][last]
             before = np.bincount(states[offset] >> _SHIFT, minlength=Q_ONE)
@@ -386,15 +387,16 @@ class HeatMap:
             if found.count >= enough:
                 break
             first = -int(self._start[chunk]) % want.align
-            states = self._states[chunk][first :: want.align]
+            frames = self._of(chunk)
+            states = frames[first :: want.align]
             at = np.flatnonzero((states >= np.uint16(low)) & (states <= np.uint16(high)))
             state = states[at]
             seen = recent(state)
             door = (seen >= want.looks[0]) & (seen <= want.looks[1])
             at, state = at[door], state[door]
             if want.align > 1:
-                tail = np.minimum(at * want.align + (first + 1), len(self._states[chunk]) - 1)
-                heads = self._states[chunk][tail] == UNKNOWN
+                after = np.minimum(at * want.align + (first + 1), len(frames) - 1)
+                heads = frames[after] == UNKNOWN
                 at, state = at[heads], state[heads]
             found.add((at * want.align + (first + self._start[chunk])).astype(np.uint64), state)
             read += len(states)
@@ -411,8 +413,8 @@ class HeatMap:
         wanted = np.bincount(drawn, minlength=len(known))
         pfns: list[Pfns] = []
         kept: list[NDArray[np.uint16]] = []
-        for chunk in np.flatnonzero(wanted):
-            states = self._states[chunk]
+        for chunk in np.flatnonzero(wanted).tolist():
+            states = self._of(chunk)
             tries = _tries(wanted[chunk], known[chunk], len(states))
             at = draws.below(len(states), tries)
             at = at[states[at] >= KNOWN_FROM][: wanted[chunk]]
@@ -445,6 +447,12 @@ class HeatMap:
         each, begin = np.unique(chunk[rows], return_index=True)
         for number, part in zip(each, np.split(rows, begin[1:]), strict=True):
             yield int(number), part, where[part] - self._start[number]
+
+
+def _cut(span: Span) -> NDArray[np.int64]:
+    """int64[n]: where the chunks of a span begin."""
+    later = np.arange(span.start // CHUNK + 1, -(-span.end // CHUNK), dtype=np.int64) * CHUNK
+    return np.concatenate((np.array([span.start][: span.frames], np.int64), later))
 
 
 def _tries(wanted: int, known: int, frames: int) -> int:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is remembered of each 2 MiB block: `BlockTable`.
 
-On a host of 16 TiB there are eight million blocks, so a block has two bytes, and three more
-that are touched only where it is a mixture of folios.
+On a host of 16 TiB there are eight million blocks, so a block has two bytes, and two more that
+are touched only where it is a mixture of folios.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ MOST_CALM: Final = 7
 goes on being done."""
 _CALM_AGAIN: Final = 4
 
+_HEADS_BITS: Final = np.uint16(9)
+_HEADS_MASK: Final = np.uint16(0b1_1111_1111)
+"""Of the layout of a MIXED block: folios, at most 511. Above them are the base pages beyond one
+for each folio, in quarters (rounded down)."""
+
 # By kind: folios and base pages where the kind says it all.
 _HEADS: Final = np.zeros(MIXED + 2, np.uint16)
 _HEADS[[UNKNOWN, SMALL, USED]] = BLOCK
@@ -65,8 +70,7 @@ class BlockTable:
         # UNKNOWN is 0: memory is used once a block was looked at.
         self._code = np.zeros(count, np.uint8)
         self._share = np.zeros(count, np.uint8)
-        self._heads = np.zeros(count, np.uint16)
-        self._half = np.zeros(count, np.uint8)
+        self._layout = np.zeros(count, np.uint16)
 
     # -- where a block is ------------------------------------------------------------------
 
@@ -107,15 +111,15 @@ class BlockTable:
     def heads(self, blocks: Blocks) -> NDArray[np.uint16]:
         """uint16[n]: folios on the LRU; as many as there can be where that is not known."""
         kind = self.kind(blocks)
-        heads: NDArray[np.uint16] = np.where(kind == MIXED, self._heads[blocks], _HEADS[kind])
+        mixed = self._layout[blocks] & _HEADS_MASK
+        heads: NDArray[np.uint16] = np.where(kind == MIXED, mixed, _HEADS[kind])
         return heads
 
     def pages(self, blocks: Blocks) -> NDArray[np.uint16]:
-        """uint16[n]: base pages in those folios, to a multiple of two; 0 where nothing is
-        known."""
-        kind = self.kind(blocks)
-        half = self._half[blocks].astype(np.uint16)
-        pages: NDArray[np.uint16] = np.where(kind == MIXED, half * np.uint16(2), _PAGES[kind])
+        """uint16[n]: base pages in those folios, up to three too few; 0 where nothing is known."""
+        kind, layout = self.kind(blocks), self._layout[blocks]
+        mixed = (layout & _HEADS_MASK) + (layout >> _HEADS_BITS) * np.uint16(4)
+        pages: NDArray[np.uint16] = np.where(kind == MIXED, mixed, _PAGES[kind])
         return pages
 
     def learn(self, blocks: Blocks, kind: NDArray[np.uint8], share: NDArray[np.uint8]) -> None:
@@ -126,9 +130,9 @@ class BlockTable:
     def learn_layout(
         self, blocks: Blocks, heads: NDArray[np.uint16], pages: NDArray[np.uint16]
     ) -> None:
-        """Folios and base pages of MIXED blocks."""
-        self._heads[blocks] = heads
-        self._half[blocks] = np.minimum(pages // 2, 255)
+        """Folios (fewer than `BLOCK`) and base pages of MIXED blocks."""
+        more = (np.clip(pages, heads, BLOCK) - heads) // np.uint16(4)
+        self._layout[blocks] = heads | more << _HEADS_BITS
 
     def settle(self, blocks: Blocks, changed: Bools) -> NDArray[np.uint8]:
         """Count a look that told something else (calm is 0 again) or the same; returns calm."""

@@ -78,7 +78,7 @@ LONG: Final = 1.2
 class PageIdleSampler:
     """`tierd.samplers.Sampler` over the idle bitmap. Not thread-safe, but may use threads.
 
-    State: 2 bytes per 2 MiB block, 5 where it is a mixture of folios, and 1 MiB of lists.
+    State: 2 bytes per 2 MiB block, 4 where it is a mixture of folios, and 1 MiB of lists.
     """
 
     name = "page_idle"
