@@ -416,18 +416,18 @@ def test_freed_frames_are_not_reported_for_long() -> None:
     assert sum(len(frames) for frames in late[4:]) == 0
 
 
-@pytest.mark.parametrize(("budget", "share"), [(PLENTY, 0.99), (0.02, 0.7)])
-def test_frames_that_are_free_now_are_reported_as_gone_once(budget: float, share: float) -> None:
+@pytest.mark.parametrize("budget", [PLENTY, 0.02])
+def test_frames_that_are_free_now_are_reported_as_gone_once(budget: float) -> None:
     host = guest()
     source = sampler(host)
     for _ in range(40):
         sample(host, source, budget)
     freed = pages_of(host, 1)
     host.exit(1)
-    gone = [batch.gone for _ in range(60) for batch in sample(host, source, budget)]
+    gone = [batch.gone for _ in range(90) for batch in sample(host, source, budget)]
     every = np.concatenate(gone)
     assert len(every) == len(np.unique(every))
-    assert len(np.intersect1d(freed, every)) > share * len(freed)
+    assert len(np.intersect1d(freed, every)) > 0.99 * len(freed)
     assert not len(np.intersect1d(pages_of(host, 0), every))
 
 

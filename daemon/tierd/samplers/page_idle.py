@@ -55,9 +55,9 @@ FIRST_PART: Final = 0.2
 
 WORTH: Final = 1.5
 """Times what looks cost whatever their size: less is not worth beginning any, and is saved up."""
-SCARCE: Final = 3.0
-"""Times that again: with less a call begins second looks or others, not both, and those are full
-or sparse ones by turns."""
+SCARCE: Final = 2.0
+"""Times that again: where the share comes to less in a call, reading included, it begins second
+looks or others, not both, and those are full or sparse ones by turns."""
 FULL_TURN: Final = 4
 REFRESH_TURN: Final = 8
 """Every so many-th of those turns is one of full looks: where some block is active, where none
@@ -326,7 +326,7 @@ class PageIdleSampler:
         What is hardly more than looks cost whatever their size is saved up for fewer, larger ones.
         """
         self._chooser.watch_free(self._call)
-        scarce = allowed < SCARCE * self._fixed(Streams.ALL)
+        scarce = self._share * self._gap < SCARCE * self._fixed(Streams.ALL)
         streams = self._whose_turn() if scarce else Streams.ALL
         fixed = self._fixed(streams)
         capacity = max(allowed - fixed, allowed / (2 * WORTH)) / self._costs.full
