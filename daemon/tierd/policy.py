@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log2
 from typing import Final
 
 import numpy as np
@@ -22,7 +23,9 @@ DOOR: Final = 2
 access is what a scan, a backup or an initialisation leaves behind."""
 
 FACTOR: Final = 1.4
-"""A candidate's rate is this many times its victim's at least."""
+MORE_FACTOR: Final = 0.05
+"""A candidate's rate is this many times its victim's at least, and so much more for each time that
+the slower memory is twice as large again: of more candidates the best ones had more luck."""
 
 GAIN: Final = 0.1
 """Accesses per window that a pair must win at least: two copies cost about as much as ten
@@ -123,6 +126,7 @@ def decide(tiers: Sequence[TierHeat], changes: Sequence[Changes]) -> tuple[Targe
         capacity += _capacity(tier)
         level = fit(total, capacity)
         changing = changes[index].update(changed(tiers, index))
+        outnumber = _outnumber(tiers, index)
         targets.append(
             Target(
                 fast=index,
@@ -131,9 +135,9 @@ def decide(tiers: Sequence[TierHeat], changes: Sequence[Changes]) -> tuple[Targe
                 capacity=capacity,
                 need={room.node: _need(room) for room in tier.rooms},
                 room={room.node: max(room.spare, 0) for room in tier.rooms},
-                margin=Margin(FACTOR, GAIN),
+                margin=Margin(FACTOR - MORE_FACTOR * log2(outnumber), GAIN),
                 cooling=changing,
-                heating=changing * _outnumber(tiers, index),
+                heating=changing * outnumber,
             )
         )
     return tuple(targets)
@@ -169,7 +173,7 @@ def _outnumber(tiers: Sequence[TierHeat], index: int) -> float:
         sum(int(tier.histogram[1:].sum()) for tier in group)
         for group in (tiers[: index + 1], tiers[index + 1 :])
     )
-    return min(fast / max(slow, 1), 1.0)
+    return min(max(fast, 1) / max(slow, 1), 1.0)
 
 
 def changed(tiers: Sequence[TierHeat], index: int) -> tuple[float, float] | None:
