@@ -52,7 +52,7 @@ MOST_DRAWN: Final = 1 << 16
 MOST_WATCHED: Final = 2048
 """Pages that were wanted of which is known whether they are still accessed."""
 
-PERSISTS: Final = 0.5
+PERSISTS: Final = 0.65
 """Of the pages accessed again in two looks in a row as a rule: the share for a pattern to go on."""
 
 ENOUGH_ASKED: Final = 16
