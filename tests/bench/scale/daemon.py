@@ -163,6 +163,8 @@ class Stages:
         for cycle in range(PLACE):
             state = yield
             assert state.report is not None
+            if state.report.deferred:  # nothing was decided
+                continue
             flows = state.report.flows
             last.append(sum(flow.moved for flow in flows if flow.direction is Direction.PROMOTE))
             if len(last) == last.maxlen and sum(last) < resting * len(last):
@@ -176,7 +178,7 @@ class Stages:
         for _ in range(FLIGHT):
             yield
         # What was overspent under another share is not to be paid back out of this one.
-        self._engine._budget._cpu._tokens = 0.0
+        self._engine._budget._cpu._tokens = self._engine._budget._owed = 0.0
         for _ in range(SETTLE):
             yield
 
