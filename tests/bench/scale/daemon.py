@@ -175,6 +175,8 @@ class Stages:
         now = self._engine._config
         sampling = now.sampling.model_copy(update={"cpu": share})
         self._engine.reconfigure(now.model_copy(update={"sampling": sampling}))
+        # A reload would begin with new samplers, which know nothing of the machine.
+        self._engine._samplers[0]._share = share  # type: ignore[attr-defined]
         for _ in range(FLIGHT):
             yield
         # What was overspent under another share is not to be paid back out of this one.
