@@ -215,31 +215,49 @@ PIECES_LEAST: Final = 2048
 """Frames of large folios that are tried at least: four huge pages of 2 MiB."""
 
 RETRY_LEAST: Final = 60.0
-RETRY_MOST: Final = 3600.0
-"""Seconds after which that is tried again where there was no room for a single one; doubled each
-time that there is none again. Meanwhile large folios take the place of others of their size."""
+RETRY_MOST: Final = 960.0
+"""Seconds after which that is tried again where there was no room for a single one, unless more
+memory is free before; doubled each time that there is none again. Meanwhile large folios take the
+place of others of their size."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rest:
+    """Until when there is no try, how long that was, and free frames when it began."""
+
+    until: float
+    seconds: float
+    free: int
 
 
 class Pieces:
-    """How much of the free room of a node large folios may be given.
+    """How much of the free room of a node folios of each size may be given.
 
-    A node can have much free memory and none of it in one piece. There is no cheap way to know;
-    what the last attempts came to tells. It grows fourfold while all succeed.
+    A node can have much free memory and none of it in one piece. What the last attempts came to
+    tells. It grows fourfold while all succeed. Sizes are in base pages, more than one.
     """
 
     def __init__(self) -> None:
-        self._frames: dict[int, int] = {}
-        self._retry: dict[int, tuple[float, float]] = {}
-        """Where there was no room for any: when to try again, and seconds waited until then."""
+        self._frames: dict[tuple[int, int], int] = {}
+        """By node and size, as all that follows."""
+        self._rest: dict[tuple[int, int], _Rest] = {}
+        self._free: dict[int, int] = {}
 
-    def frames(self, nodes: Sequence[int], now: float) -> dict[int, int]:
-        """Frames for large folios by node. now: seconds of the monotonic clock."""
-        return {
-            node: self._frames.get(node, PIECES_MOST)
-            if now >= self._retry.get(node, (now, 0.0))[0]
-            else 0
-            for node in nodes
-        }
+    def frames(self, free: Mapping[int, int], now: float) -> dict[int, dict[int, int]]:
+        """Frames for large folios by node and size; no limit where there is no entry. free: free
+        frames of each node. now: seconds of the monotonic clock."""
+        self._free.update(free)
+        result: dict[int, dict[int, int]] = {node: {} for node in free}
+        for key, frames in self._frames.items():
+            if key[0] in free:
+                result[key[0]][key[1]] = 0 if self._rests(key, now) else frames
+        return result
+
+    def _rests(self, key: tuple[int, int], now: float) -> bool:
+        rest = self._rest.get(key)
+        if rest is None or now >= rest.until:
+            return False
+        return self._free.get(key[0], 0) < rest.free + max(PIECES_LEAST, key[1])
 
     def learn(
         self,
@@ -247,31 +265,36 @@ class Pieces:
         pages: NDArray[np.uint32],
         moved: NDArray[np.bool_],
         full: NDArray[np.bool_],
-        made: Mapping[int, int],
+        made: Mapping[tuple[int, int], int],
         now: float,
     ) -> NDArray[np.bool_]:
         """Outcomes of promotions, one entry per folio: where to, base pages, whether it moved,
-        whether it found no room. made: frames of large folios that have just left each node, so
-        that there was room in one piece. Returns bool[n]: large folios that found no room although
-        it had been made for all of them; to try those again soon is of no use."""
+        whether it found no room. made: frames that folios of each size have just left on each
+        node. Returns bool[n]: large folios that found no room although others of their size had
+        made it, or none was tried without that; to try those again soon is of no use."""
         vain = np.zeros(len(pages), np.bool_)
-        for node in np.unique(target[pages > 1]).tolist():
-            here = (target == node) & (pages > 1)
-            spare = made.get(node, 0)
-            if int(pages[here].sum()) <= spare:
+        large = pages > 1
+        for node, size in {*zip(target[large].tolist(), pages[large].tolist(), strict=True)}:
+            here, spare = (target == node) & (pages == size), made.get((node, size), 0)
+            if int(pages[here].sum()) <= spare or self._rests((node, size), now):
                 vain |= here & full
-                continue
-            came = max(int(pages[here & moved].sum()) - spare, 0)
-            if not (here & full).any():
-                limit = self._frames.get(node, PIECES_MOST)
-                self._frames[node] = min(4 * max(limit, came), PIECES_MOST)
-                self._retry.pop(node, None)
-                continue
-            self._frames[node] = max(came // 2, PIECES_LEAST)
-            if not came:
-                wait = min(2 * self._retry.get(node, (now, RETRY_LEAST / 2))[1], RETRY_MOST)
-                self._retry[node] = (now + wait, wait)
+            else:
+                came = max(int(pages[here & moved].sum()) - spare, 0)
+                self._note((node, size), came, bool((here & full).any()), now)
         return vain
+
+    def _note(self, key: tuple[int, int], came: int, full: bool, now: float) -> None:
+        """So many frames found room in what was free, and some folio did not, or all did."""
+        if came:
+            self._rest.pop(key, None)
+        if full:
+            self._frames[key] = max(came // 2, PIECES_LEAST, key[1])
+        elif came:
+            self._frames[key] = min(4 * max(self._frames.get(key, PIECES_MOST), came), PIECES_MOST)
+        if full and not came:
+            last = self._rest.get(key)
+            wait = min(2 * last.seconds, RETRY_MOST) if last else RETRY_LEAST
+            self._rest[key] = _Rest(now + wait, wait, self._free.get(key[0], 0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,9 +23,12 @@ DOOR: Final = 2
 access is what a scan, a backup or an initialisation leaves behind."""
 
 FACTOR: Final = 1.4
+"""A candidate's rate is this many times its victim's at least."""
+
 MORE_FACTOR: Final = 0.05
-"""A candidate's rate is this many times its victim's at least, and so much more for each time that
-the slower memory is twice as large again: of more candidates the best ones had more luck."""
+MOST_TIMES: Final = 16.0
+"""The factor is so much larger for each time that what is known of the slower memory is twice as
+much again, up to so many times the faster: of more candidates the best ones had more luck."""
 
 GAIN: Final = 0.1
 """Accesses per window that a pair must win at least: two copies cost about as much as ten
@@ -135,7 +138,7 @@ def decide(tiers: Sequence[TierHeat], changes: Sequence[Changes]) -> tuple[Targe
                 capacity=capacity,
                 need={room.node: _need(room) for room in tier.rooms},
                 room={room.node: max(room.spare, 0) for room in tier.rooms},
-                margin=Margin(FACTOR - MORE_FACTOR * log2(outnumber), GAIN),
+                margin=Margin(_factor(outnumber), GAIN),
                 cooling=changing,
                 heating=changing * outnumber,
             )
@@ -174,6 +177,11 @@ def _outnumber(tiers: Sequence[TierHeat], index: int) -> float:
         for group in (tiers[: index + 1], tiers[index + 1 :])
     )
     return min(max(fast, 1) / max(slow, 1), 1.0)
+
+
+def _factor(outnumber: float) -> float:
+    """By how much a candidate must beat its victim; see `_outnumber`."""
+    return FACTOR + MORE_FACTOR * min(-log2(outnumber), log2(MOST_TIMES))
 
 
 def changed(tiers: Sequence[TierHeat], index: int) -> tuple[float, float] | None:

@@ -14,7 +14,6 @@ from tierd.governor import (
     MOST_OWED,
     OTHERS_SHARE,
     PIECES_LEAST,
-    PIECES_MOST,
     PRESSURE_FLOOR,
     RETRY_LEAST,
     RETRY_MOST,
@@ -218,33 +217,47 @@ def test_a_little_waste_stops_nobody() -> None:
     assert not any(step(thrash, now, 10, 10, persists=False) for now in range(50))
 
 
-def attempt(pieces: Pieces, moved: Sequence[bool], now: float, made: int = 0) -> list[bool]:
-    """Huge pages that were to go to node 0, each of which moved or found no room; those of them
-    that are not to be tried again. made: frames that huge pages had just left there."""
+HUGE = 512
+
+
+def attempt(
+    pieces: Pieces, moved: Sequence[bool], now: float, *, made: int = 0, size: int = HUGE
+) -> list[bool]:
+    """Large folios that were to go to node 0, each of which moved or found no room; those of them
+    that are not to be tried again. made: frames that such folios had just left there."""
     here = np.array(moved)
-    target, pages = np.zeros(len(here), np.int32), np.full(len(here), 512, np.uint32)
-    return pieces.learn(target, pages, here, ~here, {0: made}, now).tolist()
+    target, pages = np.zeros(len(here), np.int32), np.full(len(here), size, np.uint32)
+    return pieces.learn(target, pages, here, ~here, {(0, size): made}, now).tolist()
+
+
+def limit(pieces: Pieces, now: float, *, free: int = 10_000, size: int = HUGE) -> int | None:
+    """Frames of node 0 for such folios; None for no limit."""
+    return pieces.frames({0: free}, now)[0].get(size)
 
 
 def test_large_folios_get_as_much_as_came_of_the_last_attempts() -> None:
     pieces = Pieces()
-    assert pieces.frames([0], 0.0)[0] > 1 << 30
+    assert limit(pieces, 0.0) is None
     assert attempt(pieces, [True, False, False, False], 0.0) == [False] * 4
-    assert pieces.frames([0, 1], 0.0)[0] == PIECES_LEAST
+    assert limit(pieces, 0.0) == PIECES_LEAST
+    assert limit(pieces, 0.0, size=16) is None
+    assert pieces.frames({1: 10_000}, 0.0) == {1: {}}
     attempt(pieces, [True] * 4, 1.0)
-    assert pieces.frames([0], 1.0)[0] == 4 * PIECES_LEAST
+    assert limit(pieces, 1.0) == 4 * PIECES_LEAST
 
 
 def test_where_no_large_folio_found_room_none_is_tried_for_ever_longer() -> None:
     pieces = Pieces()
+    limit(pieces, 0.0)
     attempt(pieces, [False, False], 0.0)
-    assert pieces.frames([0, 1], RETRY_LEAST - 1) == {0: 0, 1: PIECES_MOST}
-    assert pieces.frames([0], RETRY_LEAST)[0] == PIECES_LEAST
+    assert limit(pieces, RETRY_LEAST - 1) == 0
+    assert limit(pieces, RETRY_LEAST - 1, size=16) is None
+    assert limit(pieces, RETRY_LEAST) == PIECES_LEAST
     now, waits = RETRY_LEAST, []
-    for _ in range(8):
+    for _ in range(6):
         attempt(pieces, [False], now)
         began = now
-        while not pieces.frames([0], now)[0]:
+        while not limit(pieces, now):
             now += RETRY_LEAST
         waits.append(now - began)
     assert waits == sorted(waits)
@@ -252,20 +265,41 @@ def test_where_no_large_folio_found_room_none_is_tried_for_ever_longer() -> None
     assert waits[-1] == RETRY_MOST
     attempt(pieces, [True], now)
     attempt(pieces, [False], now)
-    assert pieces.frames([0], now + RETRY_LEAST)[0] == PIECES_LEAST
+    assert limit(pieces, now + RETRY_LEAST) == PIECES_LEAST
+
+
+def test_large_folios_are_tried_again_as_soon_as_more_is_free() -> None:
+    pieces = Pieces()
+    limit(pieces, 0.0, free=1000)
+    attempt(pieces, [False], 0.0)
+    assert limit(pieces, 1.0, free=1000 + PIECES_LEAST - 1) == 0
+    assert limit(pieces, 1.0, free=1000 + PIECES_LEAST) == PIECES_LEAST
+
+
+def test_what_failed_for_other_reasons_says_nothing_about_room() -> None:
+    pieces = Pieces()
+    limit(pieces, 0.0)
+    attempt(pieces, [False], 0.0)
+    one = np.ones(1, np.int32)
+    nothing = np.zeros(1, np.bool_)
+    pieces.learn(0 * one, HUGE * one.astype(np.uint32), nothing, nothing, {}, RETRY_LEAST)
+    attempt(pieces, [False], RETRY_LEAST)
+    assert limit(pieces, 2 * RETRY_LEAST) == 0
 
 
 def test_room_that_large_folios_made_says_nothing_about_what_is_free() -> None:
     pieces = Pieces()
     attempt(pieces, [False], 0.0)
-    assert attempt(pieces, [True, True], 1.0, made=1024) == [False, False]
-    assert pieces.frames([0], 1.0)[0] == 0
+    assert attempt(pieces, [True, True], RETRY_LEAST, made=2 * HUGE) == [False, False]
+    assert limit(pieces, RETRY_LEAST) == PIECES_LEAST
     # Somebody else was faster: the folio is left alone.
-    assert attempt(pieces, [True, False], 2.0, made=1024) == [False, True]
+    assert attempt(pieces, [True, False], RETRY_LEAST, made=2 * HUGE) == [False, True]
     # Of three one had no such room, and two came: free room had nothing for it.
-    now = RETRY_LEAST
-    assert attempt(pieces, [True, True, False], now, made=1024) == [False] * 3
-    assert pieces.frames([0], now + RETRY_LEAST)[0] == 0
+    assert attempt(pieces, [True, True, False], RETRY_LEAST, made=2 * HUGE) == [False] * 3
+    assert limit(pieces, 2 * RETRY_LEAST) == 0
+    # Meanwhile there are only pairs, and those that fail do not make the wait longer.
+    assert attempt(pieces, [False, True], 2 * RETRY_LEAST, made=HUGE) == [True, False]
+    assert limit(pieces, 3 * RETRY_LEAST) == PIECES_LEAST
 
 
 def test_overhead_beyond_its_part_of_a_cycle_is_paid_in_the_next_ones() -> None:

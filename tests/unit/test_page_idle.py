@@ -146,11 +146,15 @@ def test_frames_are_gone_when_they_are_free_and_not_when_they_are_off_the_list(k
     assert seen.gone.tolist() == ([] if kind == UNKNOWN else list(range(120)))
 
 
-@pytest.mark.parametrize("kind", [SMALL, MIXED, USED, EMPTY, UNKNOWN, HUGE])
+HEADS = {SMALL: BLOCK, MIXED: 100, USED: BLOCK, EMPTY: 0, UNKNOWN: BLOCK, HUGE: 1}
+"""As the table of blocks has it."""
+
+
+@pytest.mark.parametrize("kind", HEADS)
 def test_frames_are_gone_when_they_have_become_tails(kind: int) -> None:
     flags, heads = layout([9])
     host = Bitmap(flags, heads)
-    start, before = np.zeros(1, np.uint64), known(kind, heads=1 if kind == HUGE else BLOCK)
+    start, before = np.zeros(1, np.uint64), known(kind, heads=HEADS[kind])
     kinds, word, mask = before.kind, np.zeros(1, np.uint8), np.array([3], np.uint64)
     full = read_full(host, start, before)  # type: ignore[arg-type]
     sparse = read_words(host, start, word, mask, kinds, np.array([True]))  # type: ignore[arg-type]
@@ -315,7 +319,7 @@ def test_the_table_of_blocks_keeps_apart_what_shares_a_byte() -> None:
     table.take(some)
     table.list(np.array([3]), True)
     table.learn(every, every.astype(np.uint8), every.astype(np.uint8))
-    for folios, pages, told in ((511, 511, 511), (511, 10, 511), (1, 512, 509), (77, 500, 497)):
+    for folios, pages, told in ((511, 511, 511), (511, 10, 511), (1, 512, 509), (77, 499, 501)):
         table.learn_layout(
             np.array([4]), np.array([folios], np.uint16), np.array([pages], np.uint16)
         )
@@ -327,7 +331,7 @@ def test_the_table_of_blocks_keeps_apart_what_shares_a_byte() -> None:
     assert table.kind(every).tolist() == [0, 1, 2, 3, 4, 5]
     assert table.share(every).tolist() == [0, 1, 2, 3, 4, 5]
     assert table.heads(every).tolist() == [BLOCK, 0, BLOCK, 1, 77, BLOCK]
-    assert table.pages(every).tolist() == [0, 0, BLOCK, BLOCK, 497, BLOCK]
+    assert table.pages(every).tolist() == [0, 0, BLOCK, BLOCK, 501, BLOCK]
     assert np.flatnonzero(table.busy(every)).tolist() == [1, 3]
     assert np.flatnonzero(table.listed(every)).tolist() == [3]
     table.release(some)
@@ -807,7 +811,7 @@ def test_memory_that_has_just_been_filled_comes_before_the_rest(
 ) -> None:
     calls = calls_to_find_what_was_filled()
     monkeypatch.setattr(idle_choice, "FILLED", 2**60)  # it is not noticed
-    assert calls * 1.5 < calls_to_find_what_was_filled()
+    assert calls * 1.3 < calls_to_find_what_was_filled()
 
 
 def test_memory_that_is_filled_during_a_look_is_not_taken_for_hot(

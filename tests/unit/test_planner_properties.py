@@ -92,7 +92,10 @@ def cases(draw: st.DrawFn) -> Case:
             promote={node: FAST if node == 2 else FAST[::-1] for node in SLOW},
             demote=dict.fromkeys(FAST, SLOW),
             room={node: draw(few) for node in SLOW},
-            pieces={node: draw(st.sampled_from([0, 16, UNLIMITED])) for node in FAST},
+            pieces={
+                node: draw(st.dictionaries(st.sampled_from((4, 16)), st.sampled_from([0, 16, 40])))
+                for node in FAST
+            },
         ),
         limits=Limits(draw(st.integers(0, 100)), draw(st.integers(0, 100))),
     )
@@ -116,6 +119,15 @@ def test_budgets_and_room_are_never_exceeded(case: Case) -> None:
         owed = min(case.target.need[node], freed)
         came = int(made.promote.pages[made.promote.target == node].sum())
         assert came <= case.target.room[node] + freed - owed
+        for size, frames in case.ways.pieces[node].items():
+            came, freed = (
+                int(moves.pages[(where == node) & (moves.pages == size)].sum())
+                for moves, where in (
+                    (made.promote, made.promote.target),
+                    (made.demote, made.demote.source),
+                )
+            )
+            assert came <= frames + freed
 
 
 @given(cases())
@@ -317,7 +329,7 @@ def test_huge_pages_that_beat_no_huge_victim_are_short_of_margin_not_of_room() -
     owners = Owners(one, one, one + UNLIMITED, one + 1.0, one == 0, one == 0, one > 0, one > 0)
     margin = Margin(1.5, 0.1)
     target = Target(0, 30, level_state(30), 100, {0: 0}, {0: 0}, margin, 0.0, 0.0)
-    ways = Ways({2: (0,)}, {0: (2,)}, room={2: 1 << 20}, pieces={0: 0})
+    ways = Ways({2: (0,)}, {0: (2,)}, room={2: 1 << 20}, pieces={0: {512: 0}})
     for victims, reason in (([hot] * 4, Reason.MARGIN), ([], Reason.NO_ROOM)):
         made = plan(
             target,
@@ -344,7 +356,7 @@ def test_huge_pages_take_the_place_of_others_where_free_room_is_in_pieces() -> N
     margin = Margin(1.5, 0.1)
     target = Target(0, 30, level_state(30), 100, {0: 0}, {0: 1 << 16}, margin, 0.0, 0.0)
     guests, victims = huge(1 << 20, [hot] * 4, 2, 0), huge(0, [cold] * 8, 0, 2)
-    for pieces, exchanged in ((0, 4), (1024, 2), (UNLIMITED, 0)):
+    for pieces, exchanged in (({512: 0}, 4), ({512: 1024, 16: 0}, 2), ({16: 0}, 0)):
         ways = Ways({2: (0,)}, {0: (2,)}, room={2: 1 << 20}, pieces={0: pieces})
         limits = Limits(1 << 20, 1 << 20)
         made = plan(target, guests, victims, Owners.unclassed(), ways, limits)

@@ -61,7 +61,9 @@ def test_three_tiers_have_two_boundaries_and_the_slower_holds_more() -> None:
     assert first.level >= second.level
 
 
-@pytest.mark.parametrize(("slow", "factor"), [(300, 1.4), (600, 1.4), (2400, 1.5), (9600, 1.6)])
+@pytest.mark.parametrize(
+    ("slow", "factor"), [(300, 1.4), (600, 1.4), (2400, 1.5), (9600, 1.6), (10**8, 1.6)]
+)
 def test_of_more_candidates_the_best_must_be_better(slow: int, factor: float) -> None:
     target = decide([tier(100, known=600), tier(500, known=slow)], [Changes()])[0]
     assert target.margin.factor == pytest.approx(factor)

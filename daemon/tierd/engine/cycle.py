@@ -268,7 +268,8 @@ class Engine:
             grants = self._book.grants(
                 resident[target.fast], self._thrash.stopped, bounded=target.fast == 0
             )
-            fast = self._topology.tiers[target.fast].nodes
+            free = {room.node: room.free for room in tiers[target.fast].rooms}
+            pieces = self._pieces.frames(free, now)
             hot, cold = self._scout.candidates(
                 target,
                 limits,
@@ -276,12 +277,12 @@ class Engine:
                 self._config.migration,
                 now,
                 cold_evidence=self._cold_evidence,
-                pieces=sum(self._pieces.frames(fast, now).values()),
+                pieces=pieces,
             )
             freed = self._scout.take_freed()
             for sampler in self._samplers if len(freed) else ():
                 sampler.forget(freed)
-            ways = self._ways(target, tiers, filled, now)
+            ways = self._ways(target, tiers, filled, pieces)
             worth = self._appraiser.worth(target.fast, tally.window)
             limits = replace(limits, worth=worth)
             made = plan(target, hot.without(taken), cold.without(taken), grants, ways, limits)
@@ -300,10 +301,14 @@ class Engine:
         return plans
 
     def _ways(
-        self, target: Target, tiers: Sequence[TierHeat], filled: Mapping[int, int], now: float
+        self,
+        target: Target,
+        tiers: Sequence[TierHeat],
+        filled: Mapping[int, int],
+        pieces: Mapping[int, Mapping[int, int]],
     ) -> Ways:
         """Promotion goes to the tier of `target`, demotion to any slower tier with room that is
-        not `filled` by a plan already."""
+        not `filled` by a plan already. pieces: see `Ways`."""
         topology = self._topology
         fast = set(topology.tiers[target.fast].nodes)
         slow = {node for tier in topology.tiers[target.fast + 1 :] for node in tier.nodes}
@@ -314,7 +319,7 @@ class Engine:
             demote={
                 node: [n for n in topology.demotion_targets(node) if n in slow] for node in fast
             },
-            pieces=self._pieces.frames([room.node for room in tiers[target.fast].rooms], now),
+            pieces=pieces,
             # Not below half of the low mark: the slow tier takes allocations as well.
             room={
                 each.node: max(each.free - each.low // 2 - filled.get(each.node, 0), 0)
@@ -344,9 +349,9 @@ class Engine:
         direction: Direction,
         moves: Moves,
         now: Circumstances,
-        made: Mapping[int, int] | None = None,
+        made: Mapping[tuple[int, int], int] | None = None,
     ) -> MoveResult | None:
-        """made: of promotions, frames of large folios that have just left each node."""
+        """made: of promotions, what `large_left` says of the demotions before."""
         if now.mode != "tier" or self._mover is None or not len(moves.pfn):
             return None
         deadline = self._host.monotonic() + max(self._config.interval, MOVE_SECONDS)
@@ -365,10 +370,11 @@ class Engine:
         self._follow(tally, direction, result, now.started)
         if result.why is not None:
             lasting = np.isin(result.why, [code(reason) for reason in LASTING])
+            full = (result.why == code(Reason.NO_ROOM)) & (moves.pages > 1)
             if made is not None:
-                full = result.why == code(Reason.NO_ROOM)
                 learned = moves.target, moves.pages, result.moved, full
-                lasting |= self._pieces.learn(*learned, made, now.started)
+                full = self._pieces.learn(*learned, made, now.started)
+            lasting |= full
             why = result.why[lasting].astype(np.int16)
             self._scout.refused.add(now.started, moves.pfn[lasting], why, moves.pages[lasting])
         return result

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
@@ -42,14 +43,13 @@ def frames_by_node(moves: Moves) -> dict[int, int]:
     }
 
 
-def large_left(result: MoveResult) -> dict[int, int]:
-    """Base pages of the large folios that moves have taken off each node."""
+def large_left(result: MoveResult) -> dict[tuple[int, int], int]:
+    """Base pages that moves have taken off each node in folios of each size, but for single
+    pages."""
     moves = result.moves
     large = result.moved & (moves.pages > 1)
-    return {
-        node: int(moves.pages[large & (moves.source == node)].sum())
-        for node in np.unique(moves.source[large]).tolist()
-    }
+    each = zip(moves.source[large].tolist(), moves.pages[large].tolist(), strict=True)
+    return {(node, size): size * count for (node, size), count in Counter(each).items()}
 
 
 def tails(heads: Pfns, pages: NDArray[np.uint32]) -> Pfns:

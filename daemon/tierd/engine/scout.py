@@ -42,8 +42,8 @@ LASTING: Final = (
     Reason.UNMAPPED,
 )
 """Refusals by the kernel that will be the same in the next cycle: the folio is left alone, and
-counted under the same reason, for the minimum residency. So is a large folio that found no room
-although another one of its size had made it (`Pieces.learn`)."""
+counted under the same reason, for the minimum residency. So is a large folio that found no room on
+a slower node, or on a faster one although another one of its size had made it (`Pieces.learn`)."""
 
 MOST_PROTECTED: Final = 1 << 18
 MOST_DRAWN: Final = 1 << 16
@@ -103,11 +103,10 @@ class Scout:
         now: float,
         *,
         cold_evidence: bool,
-        pieces: int,
+        pieces: Mapping[int, Mapping[int, int]],
     ) -> tuple[Folios, Folios]:
         """Candidates for promotion to `target.fast` and possible victims there, as many as the
-        budget can use. Without evidence of coldness there are no victims. pieces: frames for
-        large folios that there may be room for."""
+        budget can use. Without evidence of coldness there are no victims. pieces: see `Ways`."""
         tiers = self._topology.tiers
         slow = [node for tier in tiers[target.fast + 1 :] for node in tier.nodes]
         fast = tiers[target.fast].nodes
@@ -117,8 +116,8 @@ class Scout:
         guests = len(hot)
         # Of several nodes a cpuset may allow just one that is full; a class has limits of its own.
         if len(fast) == 1 and not self._book.classes:
-            pages = hot_folios.pages[hot_folios.refused == FREE_TO_GO]
-            if int(pages[pages > 1].sum()) <= pieces:
+            pages = hot_folios.pages[hot_folios.refused == FREE_TO_GO].astype(np.int64)
+            if all(int(pages[pages == size].sum()) <= n for size, n in pieces[fast[0]].items()):
                 guests = min(guests, max(int(pages.sum()) - sum(target.room.values()), 0))
         due = SEARCH_SHARE * sum(target.need.values()) + guests
         if self._book.classes:  # a class above its cap is due whatever the others do
@@ -250,7 +249,8 @@ class Scout:
 
     def _compare(self, hot: Folios, threshold: float) -> None:
         """Of the pages that each class wants, or did lately, and that were accessed in the look
-        before the last: whether about as many as usual were accessed in the last one too."""
+        before the last: whether at least `PERSISTS` of what is usual were accessed in the last one
+        too."""
         n = len(self._book.classes) + 1
         pfn, owner = self._wanted
         state = self._heat.states(pfn)

@@ -109,7 +109,11 @@ class _Draft:
         self.need = dict(target.need)
         self.room = dict(target.room)
         self.slow_room = dict(ways.room)
-        self.pieces = dict(ways.pieces)
+        self.pieces = {
+            (node, size): frames
+            for node, sizes in ways.pieces.items()
+            for size, frames in sizes.items()
+        }
         self.held_by = limits.why
         self.worth = limits.worth
         self.left = {Direction.PROMOTE: limits.promote, Direction.DEMOTE: limits.demote}
@@ -266,17 +270,27 @@ class _Draft:
 
     def _fits_somewhere(self) -> NDArray[np.bool_]:
         """bool[n]: small, or among the first of the large ones that the pieces can take."""
-        large = self.hot.pages > 1
-        taken = np.cumsum(np.where(large & self.hot.open, self.hot.pages, 0))
-        return ~large | (taken <= sum(self.pieces.values()))
+        hot = self.hot
+        result = np.ones(len(hot.pfn), np.bool_)
+        for size in {size for _, size in self.pieces}:
+            like = hot.pages == size
+            taken = np.cumsum(np.where(like & hot.open, size, 0))
+            result &= ~like | (taken <= sum(self._piece(node, size) for node in self.room))
+        return result
+
+    def _piece(self, node: int, size: int) -> int:
+        """Frames of the node's free room for folios of that size."""
+        return self.pieces.get((node, size), UNLIMITED)
 
     def _in_pieces(self, node: int, rows: NDArray[np.intp]) -> NDArray[np.intp]:
         """Rows without the large folios for which the node's free room is too broken up."""
-        large = self.hot.pages[rows] > 1
-        taken = np.cumsum(np.where(large, self.hot.pages[rows], 0))
-        kept = rows[~large | (taken <= self.pieces[node])]
-        self.pieces[node] -= int(self.hot.pages[kept][self.hot.pages[kept] > 1].sum())
-        return kept
+        for key in self.pieces:
+            if key[0] == node:
+                like = self.hot.pages[rows] == key[1]
+                fits = ~like | (np.cumsum(like) * key[1] <= self.pieces[key])
+                self.pieces[key] -= int(np.count_nonzero(like & fits)) * key[1]
+                rows = rows[fits]
+        return rows
 
     # -- exchange --------------------------------------------------------------------------
 
@@ -354,17 +368,18 @@ class _Draft:
         if not len(guests) or not len(victims):
             return
         room = 0 if own else self.room[node]
-        if same and hot.pages[guests[0]] > 1:
-            room = min(room, self.pieces[node])
+        size = int(hot.pages[guests[0]])
+        if same:
+            room = min(room, self._piece(node, size))
         end = np.searchsorted(np.cumsum(cold.pages[victims]), np.cumsum(hot.pages[guests]) - room)
         enough = end < len(victims)  # the coldest victims up to `end` make the room
         worst = victims[np.minimum(end, len(victims) - 1)]
         paid = hot.rate[guests] - cold.rate[worst] > self.worth.pair
         better = self._better(guests, worst)
         fine = np.logical_and.accumulate(enough & paid & better)
-        if same and hot.pages[guests[0]] > 1 and np.any(enough & ~better):
+        if same and size > 1 and np.any(enough & ~better):
             # The others of this size are colder, and the victims that are left are hotter.
-            self.outmatched |= hot.pages == hot.pages[guests[0]]
+            self.outmatched |= hot.pages == size
         if not same:
             self.short[guests[enough & ~fine]] = True
             self.worthless[guests[enough & ~fine & better & ~paid]] = True
@@ -376,7 +391,10 @@ class _Draft:
         room += int(cold.pages[planned].sum())
         self.room[node] += int(cold.pages[planned].sum())
         placed = self._place(_prefix(hot.pages, guests, room), (node,), matched=same)
-        self._spare(node, planned, room - int(hot.pages[placed].sum()))
+        used = int(hot.pages[placed].sum())
+        if same and (node, size) in self.pieces:
+            self.pieces[node, size] -= max(used - int(cold.pages[planned].sum()), 0)
+        self._spare(node, planned, room - used)
 
     def _better(self, guests: NDArray[np.intp], victims: NDArray[np.intp]) -> NDArray[np.bool_]:
         """bool[n]: whether each guest beats its victim by the margin."""

@@ -195,14 +195,15 @@ class Owners:
 @dataclass(frozen=True, slots=True)
 class Ways:
     """Where pages may go. promote, demote: for each source node the target nodes, best first.
-    room: frames that may be demoted to each slower node. pieces: frames of free room on each
-    faster node that may be given to large folios; the rest is thought to lie in small pieces.
+    room: frames that may be demoted to each slower node. pieces: by faster node and base pages of
+    a folio, frames of free room that may be given to folios of that size; the rest is thought to
+    lie in smaller pieces. No limit where there is no entry.
     """
 
     promote: Mapping[int, Sequence[int]]
     demote: Mapping[int, Sequence[int]]
     room: Mapping[int, int]
-    pieces: Mapping[int, int]
+    pieces: Mapping[int, Mapping[int, int]]
 
 
 @dataclass(frozen=True, slots=True)

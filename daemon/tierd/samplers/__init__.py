@@ -20,7 +20,8 @@ class SampleBatch:
     pfn: uint64[n], sorted and unique: the frames that were looked at, folio heads only.
     weight: uint8[n]; how often each was seen accessed, 0 where it was looked at and found
     idle. A source that cannot see idleness (`cold_evidence` False) never yields a 0.
-    granularity: frames that one entry speaks for (1 for exact sources).
+    granularity: frames that one entry speaks for (1 for exact sources). Tails become known by
+    more, and heads of large folios are not told from others any more (`HeatMap.coldest`).
     lost: accesses that the source knows it missed.
     gone: uint64[m], sorted, none of them in pfn: frames that are free now, or tails of a larger
     folio. What was known of them is void. repeated: what an earlier look told by other frames,

@@ -38,7 +38,7 @@ _CALM_AGAIN: Final = 4
 _HEADS_BITS: Final = np.uint16(9)
 _HEADS_MASK: Final = np.uint16(0b1_1111_1111)
 """Of the layout of a MIXED block: folios, at most 511. Above them are the base pages beyond one
-for each folio, in quarters (rounded down)."""
+for each folio, in quarters (rounded)."""
 
 # By kind: folios and base pages where the kind says it all.
 _HEADS: Final = np.zeros(MIXED + 2, np.uint16)
@@ -116,7 +116,7 @@ class BlockTable:
         return heads
 
     def pages(self, blocks: Blocks) -> NDArray[np.uint16]:
-        """uint16[n]: base pages in those folios, up to three too few; 0 where nothing is known."""
+        """uint16[n]: about how many base pages are in those folios; 0 where nothing is known."""
         kind, layout = self.kind(blocks), self._layout[blocks]
         mixed = (layout & _HEADS_MASK) + (layout >> _HEADS_BITS) * np.uint16(4)
         pages: NDArray[np.uint16] = np.where(kind == MIXED, mixed, _PAGES[kind])
@@ -131,7 +131,7 @@ class BlockTable:
         self, blocks: Blocks, heads: NDArray[np.uint16], pages: NDArray[np.uint16]
     ) -> None:
         """Folios (fewer than `BLOCK`) and base pages of MIXED blocks."""
-        more = (np.clip(pages, heads, BLOCK) - heads) // np.uint16(4)
+        more = np.minimum((np.clip(pages, heads, BLOCK) - heads + 2) // 4, 127).astype(np.uint16)
         self._layout[blocks] = heads | more << _HEADS_BITS
 
     def settle(self, blocks: Blocks, changed: Bools) -> NDArray[np.uint8]:

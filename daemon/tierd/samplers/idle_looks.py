@@ -132,11 +132,13 @@ def read_full(host: Host, starts: Pfns, known: Known, there: Words | None = None
     gone = starts[:0]
     if len(doubtful):
         flags = _flags_of(host, starts[doubtful])
-        looked[doubtful] |= eligible(flags)
+        # A head that was idle can have become a tail or free since.
+        no_head = _no_head(flags)
+        looked[doubtful] = (looked[doubtful] | eligible(flags)) & ~no_head
         kind[doubtful], heads[doubtful], user[doubtful] = _layout(looked[doubtful], flags)
-        less = (heads < known.heads)[doubtful] & (known.kind != UNKNOWN)[doubtful]
-        no_head = free_frames(flags[less]) | ((flags[less] & KPF.COMPOUND_TAIL) != 0)
-        gone = (starts[doubtful[less], None] + _RANGE)[no_head]
+        less = (heads < known.heads) | ((kind == HUGE) & (known.kind == EMPTY))
+        less = (less & (known.kind != UNKNOWN))[doubtful]
+        gone = (starts[doubtful[less], None] + _RANGE)[no_head[less]]
     told, accessed = heads, heads - ones
     if there is not None:
         looked = looked & _bits(there)
@@ -145,6 +147,12 @@ def read_full(host: Host, starts: Pfns, known: Known, there: Words | None = None
     share = (accessed.astype(np.uint32) * 255 // np.maximum(told, 1)).astype(np.uint8)
     pfn, weight = _entries(starts, looked, idle)
     return Seen(kind, heads, user, share, pfn, weight, gone)
+
+
+def _no_head(flags: NDArray[np.uint64]) -> Bools:
+    """bool: frames that are free or a tail."""
+    none: Bools = free_frames(flags) | ((flags & KPF.COMPOUND_TAIL) != 0)
+    return none
 
 
 def _words(bits: Bools) -> Words:
@@ -219,7 +227,8 @@ def read_words(
     if len(doubtful):
         flags = host.flags((first[doubtful, None] + _BITS).reshape(-1)).reshape(-1, 64)
         heads = _words(eligible(flags))[:, 0]
-        looked[doubtful] = mask[doubtful] & (heads | idle[doubtful])
+        known = (heads | idle[doubtful]) & ~_words(_no_head(flags))[:, 0]
+        looked[doubtful] = mask[doubtful] & known
         new_kind[doubtful] = _hints(host, starts[doubtful], word[doubtful], flags, kind[doubtful])
         emptied = np.flatnonzero((kind == SMALL) & (new_kind == EMPTY))
         every = _flags_of(host, starts[emptied])

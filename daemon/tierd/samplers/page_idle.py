@@ -326,7 +326,8 @@ class PageIdleSampler:
         What is hardly more than looks cost whatever their size is saved up for fewer, larger ones.
         """
         self._chooser.watch_free(self._call)
-        scarce = self._share * self._gap < SCARCE * self._fixed(Streams.ALL)
+        steady = self._share * self._gap if self._gap else allowed
+        scarce = steady < SCARCE * self._fixed(Streams.ALL)
         streams = self._whose_turn() if scarce else Streams.ALL
         fixed = self._fixed(streams)
         capacity = max(allowed - fixed, allowed / (2 * WORTH)) / self._costs.full

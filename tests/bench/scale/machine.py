@@ -105,7 +105,8 @@ class Bench:
         self._newcomer.start(number, self.host.monotonic())
 
     def huge(self) -> NDArray[np.uint32]:
-        """uint32[n]: numbers of the 2 MiB blocks that are a huge page, sorted."""
+        """uint32[n]: numbers of the 2 MiB blocks that are a huge page, sorted. There are no large
+        folios of other sizes."""
         found = []
         for part in range(0, self.host.machine.frames.blocks, 1 << 20):
             blocks = np.arange(part, min(part + (1 << 20), self.host.machine.frames.blocks))
