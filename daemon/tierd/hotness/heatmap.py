@@ -48,6 +48,9 @@ SCAN_LIMIT: Final = 64 * 1024 * 1024
 READS: Final = 4
 """Times that a search may read the same memory: twice each time that it goes deeper."""
 
+STRIDED: Final = 16
+"""Frames in a row that can be read in the time that one takes far from the others."""
+
 _SHIFT: Final = np.uint16(Q_SHIFT)
 
 
@@ -399,7 +402,7 @@ class HeatMap:
                 heads = frames[after] == UNKNOWN
                 at, state = at[heads], state[heads]
             found.add((at * want.align + (first + self._start[chunk])).astype(np.uint64), state)
-            read += len(states)
+            read += len(states) * min(want.align, STRIDED)
         return read
 
     def pick(self, nodes: Collection[int], count: int, draws: Draws) -> Candidates:
