@@ -58,13 +58,16 @@ def test_gups_with_a_shift(guest: Guest, service: Service) -> None:
     watch.restart()
     load.shift()
     missing_again = (1 - load.hot_share(0)) * 128 * MIB
+    windows = [service.scrape().total("tierd_sampler_window_seconds")]
     second = watch.until(lambda: load.hot_share(0), 0.9, 10)
+    windows.append(service.scrape().total("tierd_sampler_window_seconds"))
     service.wait_cycles(5)
     after = watch.moved
     hit = 0.9 * load.hot_share(0) + 0.1 * load.share(0)
     print(
         f"t90 {first} cycles, moved {start / MIB:.0f} MiB for {missing / MIB:.0f}; after the shift "
-        f"t90 {second} cycles, moved {after / MIB:.0f} MiB for {missing_again / MIB:.0f} = "
+        f"t90 {second} cycles of a second (windows of {windows[0]:.2f} and {windows[1]:.2f} s), "
+        f"moved {after / MIB:.0f} MiB for {missing_again / MIB:.0f} = "
         f"{after / missing_again:.2f} x ideal; hit ratio {hit:.3f}"
     )
     # Each promoted page needs the place of one that is demoted; the headroom is restored once.

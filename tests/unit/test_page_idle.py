@@ -406,6 +406,37 @@ def test_with_a_budget_for_all_everything_is_looked_at_every_cycle() -> None:
     assert status.round_time == pytest.approx(1.0, abs=0.2)
 
 
+def test_what_was_marked_late_in_a_call_is_read_late_in_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Marking and reading take most of the second between two calls."""
+    host = machine(
+        fast="512MiB",
+        slow="512MiB",
+        workloads=(Workload(kind="uniform", size="900MiB", accesses=1e-6),),
+        folios={},
+    )
+
+    def slow(original: Callable[..., Any]) -> Callable[..., Any]:
+        def look(*args: Any) -> Any:
+            host.sleep(0.05)
+            return original(*args)
+
+        return look
+
+    monkeypatch.setattr(idle_marks, "mark_full", slow(idle_marks.mark_full))
+    monkeypatch.setattr(page_idle, "read_full", slow(page_idle.read_full))
+    source = sampler(host, window=Window(min="1s", max="1.01s"))
+    frames = pages_of(host, 0).tolist()
+    for call in range(8):
+        host.sleep(10 + call - host.monotonic())
+        seen = np.concatenate(
+            [np.zeros(0, np.uint64), *(batch.pfn for batch in source.sample(PLENTY))]
+        )
+        if call >= 3:
+            assert sorted(seen.tolist()) == frames
+
+
 def test_freed_frames_are_not_reported_for_long() -> None:
     """A free frame reads as accessed; at most one look may be deceived."""
     host = machine(

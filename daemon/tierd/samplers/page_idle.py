@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -171,31 +172,32 @@ class PageIdleSampler:
     # -- reading -------------------------------------------------------------------------------
 
     def _harvest(self, window: float) -> Generator[SampleBatch, None, float]:
-        """Read every look marked at least `window` seconds ago; returns CPU seconds spent."""
+        """Read every look marked at least `window` seconds ago, judged when its turn comes: it was
+        marked after those before it, too. Returns CPU seconds spent."""
+        spent = 0.0
+        while part := self._due(window):
+            before = self._host.cpu_times()
+            seen = list(self._map(self._read, part))
+            now = self._host.monotonic()
+            told = zip(part, seen, strict=True)
+            batches = [batch for look, each in told for batch in self._apply(look, each, now)]
+            self._flight = [look for look in self._flight if all(look is not each for each in part)]
+            yield from (batch for batch in batches if len(batch.pfn) or len(batch.gone))
+            # What the caller makes of the batches is part of what looks cost.
+            used = (self._host.cpu_times() - before).total
+            self._learn(part, seen, used)
+            spent += used
+        return spent
+
+    def _due(self, window: float) -> list[Look]:
+        """The next looks to be read side by side."""
         now = self._host.monotonic()
         # What was hot a moment ago need not be so for a whole window to be known for it.
         soon = min(window, self._gap / 2)
-        ready = [now - each.marked >= (soon if each.urgent else window) for each in self._flight]
-        due = [look for look, now in zip(self._flight, ready, strict=True) if now]
-        self._flight = [look for look, now in zip(self._flight, ready, strict=True) if not now]
-        spent = 0.0
-        try:
-            while due:
-                part = due[: self._threads]
-                before = self._host.cpu_times()
-                seen = list(self._map(self._read, part))
-                now = self._host.monotonic()
-                told = zip(part, seen, strict=True)
-                batches = [batch for look, each in told for batch in self._apply(look, each, now)]
-                due = due[self._threads :]
-                yield from (batch for batch in batches if len(batch.pfn) or len(batch.gone))
-                # What the caller makes of the batches is part of what looks cost.
-                used = (self._host.cpu_times() - before).total
-                self._learn(part, seen, used)
-                spent += used
-        finally:
-            self._flight += due  # the caller left, or the kernel refused: read them next time
-        return spent
+        due = (
+            look for look in self._flight if now - look.marked >= (soon if look.urgent else window)
+        )
+        return list(islice(due, self._threads))
 
     def _map(self, work: Callable[[Look], Seen], looks: list[Look]) -> Iterator[Seen]:
         return map(work, looks) if self._pool is None else self._pool.map(work, looks)
