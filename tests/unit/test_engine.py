@@ -10,7 +10,6 @@ import pytest
 
 from tierd.config import Class, Config, Migration, Mode
 from tierd.engine import Engine
-from tierd.engine.plans import tails
 from tierd.engine.scout import _union
 from tierd.host import (
     KPF,
@@ -230,13 +229,6 @@ def test_heat_of_frames_that_a_source_calls_gone_is_forgotten() -> None:
     assert not engine._heat.states(gone).any()
     assert np.all(engine._heat.states(here[100:]) > 0)
     assert engine._heat.histogram((SLOW,))[0] == known + 100
-
-
-def test_tails_of_large_folios_are_what_follows_their_heads() -> None:
-    heads = np.array([512, 7, NO_PFN, 64], np.uint64)
-    pages = np.array([4, 1, 8, 2], np.uint32)
-    assert tails(heads, pages).tolist() == [513, 514, 515, 65]
-    assert not len(tails(heads[:0], pages[:0]))
 
 
 def test_what_is_repeated_counts_for_heat_but_is_no_look() -> None:

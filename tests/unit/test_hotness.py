@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tierd.host import NO_PFN, Span
+from tierd.host import NO_PFN, Span, frames_from
 from tierd.hotness import CHUNK, LEVELS, HeatMap, level_rate, rate, rate_bound, recent
 from tierd.hotness.heatmap import READS
 from tierd.hotness.state import (
@@ -201,6 +201,12 @@ def test_heat_follows_a_page_and_leaves_its_old_frame() -> None:
     heat.move(old, new)
     assert heat.states(old).tolist() == [0, 0]
     assert heat.states(new).tolist() == [state[0], 0]
+
+
+def test_frames_of_runs_follow_each_other() -> None:
+    first, count = np.array([512, 7, 64], np.uint64), np.array([3, 0, 1], np.uint32)
+    assert frames_from(first, count).tolist() == [512, 513, 514, 64]
+    assert not len(frames_from(first[:0], count[:0]))
 
 
 def test_regions_speak_for_their_frames_but_not_past_the_next() -> None:

@@ -9,7 +9,7 @@ import pytest
 from fakehost import MIB, machine, topology_of
 from tierd.config import Config, Mode, Sampling, Workload
 from tierd.engine import Engine
-from tierd.host import Pfns
+from tierd.host import Pfns, frames_from
 from tierd.host.frames import FREE
 from tierd.host.simulated import SimulatedHost
 from tierd.movers import MoveResult
@@ -60,10 +60,23 @@ def mib(host: SimulatedHost, program: int, node: int) -> float:
     return host.programs[program].resident.get(node, 0) * 4096 / MIB
 
 
-def test_hot_huge_pages_take_the_place_of_cold_ones_where_free_room_is_in_pieces() -> None:
+def test_hot_huge_pages_take_the_place_of_cold_ones_where_free_room_is_in_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     host = host_of(load("32MiB", 1.0, HUGE), load("96MiB", 1e-6, SMALL), load("8MiB", 1e6, HUGE))
     break_up(host, 1, 0)
     engine = engine_on(host)
+    move = MovePhysPages.move
+
+    def onto_stale_heat(mover: MovePhysPages, moves: Moves, deadline: float) -> MoveResult:
+        """Where a huge page comes to, small pages were known before."""
+        result = move(mover, moves, deadline)
+        here = np.sort(result.new_pfn[result.moved & (moves.pages > 1)])
+        stale = frames_from(here + np.uint64(1), np.full(len(here), 511))
+        engine._heat.observe(stale, np.zeros(len(stale), np.uint8))
+        return result
+
+    monkeypatch.setattr(MovePhysPages, "move", onto_stale_heat)
     vain = 0
     for cycle in range(20):
         report = engine.cycle()
@@ -72,6 +85,9 @@ def test_hot_huge_pages_take_the_place_of_cold_ones_where_free_room_is_in_pieces
         if cycle >= 10:
             vain += sum(flow.attempted - flow.moved for flow in flows)
     assert mib(host, 2, 0) == 8
+    moved = frames_on(host, 2, 0)
+    states = engine._heat.states(moved)
+    assert np.flatnonzero(states).tolist() == np.flatnonzero(moved % np.uint64(512) == 0).tolist()
     assert vain == 0
 
 

@@ -20,7 +20,6 @@ from tierd.engine.plans import (
     frames_by_node,
     is_final,
     large_left,
-    tails,
     with_less_room,
 )
 from tierd.engine.report import ClassReport, CycleReport, Explanation
@@ -28,7 +27,16 @@ from tierd.engine.scout import LASTING, SEARCH_SHARE, Scout
 from tierd.engine.tally import Circumstances, Tally, hit_ratio
 from tierd.engine.watch import Watcher
 from tierd.governor import Budget, Pieces, Thrash
-from tierd.host import NO_PFN, CapabilitySet, CpuTimes, Feature, Host, NodeMemory, Pfns
+from tierd.host import (
+    NO_PFN,
+    CapabilitySet,
+    CpuTimes,
+    Feature,
+    Host,
+    NodeMemory,
+    Pfns,
+    frames_from,
+)
 from tierd.hotness import SCAN_LIMIT, HeatMap, Seen
 from tierd.movers import Mover, MoveResult
 from tierd.pages import PageReader
@@ -338,7 +346,7 @@ class Engine:
     def _carry_out(self, tally: Tally, made: MovePlan, now: Circumstances) -> None:
         """Demote, then promote into no more room than that made."""
         tally.planned(Direction.DEMOTE, made.demote)
-        demoted = self._move(tally, Direction.DEMOTE, made.demote, now)
+        demoted = self._move(tally, Direction.DEMOTE, made.demote, now, {})
         promote = fit_promotions(made.promote, demoted) if demoted else made.promote
         tally.planned(Direction.PROMOTE, promote)
         self._move(tally, Direction.PROMOTE, promote, now, large_left(demoted) if demoted else {})
@@ -349,9 +357,9 @@ class Engine:
         direction: Direction,
         moves: Moves,
         now: Circumstances,
-        made: Mapping[tuple[int, int], int] | None = None,
+        made: Mapping[tuple[int, int], int],
     ) -> MoveResult | None:
-        """made: of promotions, what `large_left` says of the demotions before."""
+        """made: what `large_left` says of the demotions before."""
         if now.mode != "tier" or self._mover is None or not len(moves.pfn):
             return None
         deadline = self._host.monotonic() + max(self._config.interval, MOVE_SECONDS)
@@ -371,7 +379,7 @@ class Engine:
         if result.why is not None:
             lasting = np.isin(result.why, [code(reason) for reason in LASTING])
             full = (result.why == code(Reason.NO_ROOM)) & (moves.pages > 1)
-            if made is not None:
+            if direction is Direction.PROMOTE:
                 learned = moves.target, moves.pages, result.moved, full
                 full = self._pieces.learn(*learned, made, now.started)
             lasting |= full
@@ -389,7 +397,8 @@ class Engine:
             source, landed = result.moves.source[result.moved], result.landed[result.moved]
             self._book.moved(owner, source, landed, pages)
         self._heat.move(old, new)
-        self._heat.forget(tails(new, pages))
+        large = (new != NO_PFN) & (pages > 1)  # nobody looks at tails
+        self._heat.forget(frames_from(new[large] + np.uint64(1), pages[large] - np.uint32(1)))
         self._scout.follow(old, new)
         for sampler in self._samplers:
             sampler.forget(old)

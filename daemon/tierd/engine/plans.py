@@ -9,9 +9,7 @@ from dataclasses import replace
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tierd.host import NO_PFN, Pfns
 from tierd.movers import MoveResult
 from tierd.planner import MovePlan, Moves, Reason
 from tierd.policy import Target
@@ -50,14 +48,6 @@ def large_left(result: MoveResult) -> dict[tuple[int, int], int]:
     large = result.moved & (moves.pages > 1)
     each = zip(moves.source[large].tolist(), moves.pages[large].tolist(), strict=True)
     return {(node, size): size * count for (node, size), count in Counter(each).items()}
-
-
-def tails(heads: Pfns, pages: NDArray[np.uint32]) -> Pfns:
-    """Frames of folios but for the first of each; none where the head is NO_PFN."""
-    large = np.flatnonzero((pages > 1) & (heads != NO_PFN))
-    count = pages[large].astype(np.int64) - 1
-    within = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count) + 1
-    return np.repeat(heads[large], count) + within.astype(np.uint64)
 
 
 def with_less_room(target: Target, filled: Mapping[int, int]) -> Target:

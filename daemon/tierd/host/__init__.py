@@ -75,6 +75,14 @@ def free_frames(flags: NDArray[np.uint64]) -> NDArray[np.bool_]:
     return free
 
 
+def frames_from(first: Pfns, count: NDArray[np.integer]) -> Pfns:
+    """uint64[sum of count]: the `count` frames from each of `first` on, in that order."""
+    count = count.astype(np.int64)
+    within = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
+    frames: Pfns = np.repeat(first, count) + within.astype(np.uint64)
+    return frames
+
+
 class KernelError(OSError):
     """A kernel interface that should have answered did not: errno, and which interface."""
 

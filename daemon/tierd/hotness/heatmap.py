@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tierd.host import NO_PFN, Pfns, Span
+from tierd.host import NO_PFN, Pfns, Span, frames_from
 from tierd.hotness.draws import Draws
 from tierd.hotness.forecast import Forecast
 from tierd.hotness.state import (
@@ -491,7 +491,5 @@ def _spread(
     """One entry per frame from one per `granularity` frames; never past the next entry."""
     end = pfn + np.uint64(granularity)
     end[:-1] = np.minimum(end[:-1], pfn[1:])
-    length = (end - pfn).astype(np.intp)
-    begin = np.cumsum(length) - length
-    within = np.arange(int(length.sum())) - np.repeat(begin, length)
-    return np.repeat(pfn, length) + within.astype(np.uint64), np.repeat(weight, length)
+    length = (end - pfn).astype(np.int64)
+    return frames_from(pfn, length), np.repeat(weight, length)
