@@ -286,6 +286,28 @@ def test_a_word_of_small_pages_that_has_become_hot_is_checked(orders: list[int],
     assert host.flags_read == 0
 
 
+@pytest.mark.parametrize(
+    ("kind", "word", "idle"), [(UNKNOWN, 0, True), (UNKNOWN, 0, False), (USED, 3, False)]
+)
+def test_a_huge_page_is_told_from_any_part_of_it(kind: int, word: int, idle: bool) -> None:
+    """Of a block that was never looked at the first frame alone can be marked, and tails read as
+    accessed whatever happens to them."""
+    flags, heads = layout([9])
+    host = Bitmap(flags, heads & idle)
+    mask = np.full(1, 1 if kind == UNKNOWN else 0x0101010101010101, np.uint64)
+    seen = read_words(
+        host,  # type: ignore[arg-type]
+        np.zeros(1, np.uint64),
+        np.array([word], np.uint8),
+        mask,
+        np.array([kind], np.uint8),
+        np.array([False]),
+    )
+    assert seen.kind.tolist() == [HUGE]
+    assert seen.pfn.tolist() == ([] if word else [0])
+    assert seen.weight.tolist() == ([] if word else [int(not idle)])
+
+
 @given(st.sets(st.integers(0, 300), min_size=1))
 def test_runs_cover_each_block_once_and_fit_one_call(blocks: set[int]) -> None:
     starts = np.array(sorted(blocks), np.uint64) * np.uint64(BLOCK)
@@ -656,6 +678,35 @@ def test_a_hot_set_in_one_piece_is_found_long_before_a_round_is_over() -> None:
     assert status.find_time is not None
     assert max(round_time, calls) < status.find_time < 3 * round_time
     assert round_time > 30  # or there was nothing to be early for
+
+
+def test_huge_pages_that_were_silent_are_known_in_a_crowd_that_comes_and_goes() -> None:
+    """64 MiB of huge pages become hot beside 10 GiB of them that are accessed now and then."""
+    host = machine(
+        fast="8GiB",
+        slow="24GiB",
+        workloads=(
+            Workload(kind="uniform", size="7GiB", accesses=1e-6),
+            Workload(kind="uniform", size="10GiB", accesses=1500),
+            Workload(kind="uniform", size="12GiB", accesses=1e-6),
+        ),
+        folios={"2MiB": "100%"},
+        costs=EMULATED,
+    )
+    source = sampler(host)
+    for _ in range(20):
+        sample(host, source, 0.2)
+    for _ in range(100):
+        sample(host, source, 0.005)
+    hot_only(host, 2, hot=16_384)
+    frames = pages_of(host, 2)
+    heads = frames[(host.rates(frames) > 0) & (frames % BLOCK == 0)]
+    assert len(heads) == 32
+    seen = [np.isin(heads, accessed(sample(host, source, 0.005))) for _ in range(500)]
+    hits = np.cumsum(seen, axis=0)
+    assert np.all(hits[-1] >= 1)
+    waited = np.argmax(hits >= 2, axis=0) - np.argmax(hits >= 1, axis=0)
+    assert np.count_nonzero((hits[-1] >= 2) & (waited <= 10)) >= 0.9 * len(heads)
 
 
 def slow_looks(host: SimulatedHost, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:

@@ -167,6 +167,11 @@ class Chooser:
             near = near[self._table.share(near) <= IDLE]
             self._around = np.concatenate((self._around, near))[-MOST_AROUND:]
 
+    def look_again(self, blocks: Blocks) -> None:
+        """Look at these again out of turn."""
+        if len(blocks):
+            self._around = np.concatenate((self._around, blocks))[-MOST_AROUND:]
+
     def next(
         self, stream: str, capacity: float, turn: int, *, alone: bool = False
     ) -> tuple[Blocks, int]:

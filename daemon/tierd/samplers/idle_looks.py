@@ -219,8 +219,10 @@ def read_words(
     looked = mask.copy()
     new_kind = np.where(kind == UNKNOWN, USED, kind).astype(np.uint8)
     huge = np.flatnonzero((idle != mask) & (kind == HUGE))
-    huge = huge[_still_huge(host, starts[huge])]
-    doubt = ((idle != mask) | (mask == 0)) & ((kind != SMALL) | check)
+    huge = huge[_is_huge(host, starts[huge])]
+    # Of the frames of a block that was never looked at the first alone: it may be a huge page.
+    doubt = (idle != mask) | (mask == 0) | ((kind == UNKNOWN) & (mask == 1))
+    doubt &= (kind != SMALL) | check
     doubt[huge] = False
     doubtful = np.flatnonzero(doubt)
     gone = starts[:0]
@@ -255,15 +257,15 @@ def read_words(
     )
 
 
-def _still_huge(host: Host, starts: Pfns) -> Bools:
-    """bool[k]: whether blocks that were a huge page are one, from their first and last frame."""
+def _is_huge(host: Host, starts: Pfns) -> Bools:
+    """bool[k]: whether blocks are a huge page, from their first and last frame."""
     if not len(starts):
         return np.zeros(0, np.bool_)
     ends = np.stack((starts, starts + np.uint64(BLOCK - 1)), axis=1)
     flags = host.flags(ends.reshape(-1)).reshape(-1, 2)
-    still: Bools = eligible(flags[:, 0]) & ((flags[:, 0] & KPF.COMPOUND_HEAD) != 0)
-    still &= (flags[:, 1] & KPF.COMPOUND_TAIL) != 0
-    return still
+    huge: Bools = eligible(flags[:, 0]) & ((flags[:, 0] & KPF.COMPOUND_HEAD) != 0)
+    huge &= (flags[:, 1] & KPF.COMPOUND_TAIL) != 0
+    return huge
 
 
 def _hints(
@@ -287,6 +289,9 @@ def _hints(
     if len(large):
         last = host.flags(starts[large] + np.uint64(BLOCK - 1)) & KPF.COMPOUND_TAIL
         hint[large] = np.where(last != 0, HUGE, MIXED)
+    # Nothing but tails: of a folio that begins in another word, or is all of the block.
+    inner = np.flatnonzero((word != 0) & np.all(tails, axis=1))
+    hint[inner[_is_huge(host, starts[inner])]] = HUGE
     return hint.astype(np.uint8)
 
 

@@ -225,6 +225,7 @@ class PageIdleSampler:
         if look.words is None:
             twice, before = self._witnesses.confirm(blocks, table.first(blocks), seen, self._call)
             twice &= ~table.fast(blocks) & (seen.share >= PLAIN)
+        again = self._had_better_be_seen_again(look, seen)
         with self._sums.changing(blocks):
             share, changed = self._compare(look, seen)
             changed[twice] = False
@@ -247,7 +248,9 @@ class PageIdleSampler:
         active = (kind != EMPTY) & (mixed | changed | ((share >= HOT) & (calm < CALM)))
         # Of a huge page the sweep sees all there is: a second and a third look when it is hot.
         active &= (seen.kind != HUGE) | ((share >= HOT) & (calm < SURE))
+        active &= ~again  # or it would wait among thousands
         table.release(blocks)
+        self._chooser.look_again(blocks[again])
         self._active.add(blocks[active], self._call)
         if len(look.fair):
             self._note(look.fair)
@@ -288,6 +291,18 @@ class PageIdleSampler:
             every &= looked_at(starts, seen) >= FOLIOS
             self._witnesses.note(blocks[every], look.words[every], masks[every], self._call)
         return share, changed
+
+    def _had_better_be_seen_again(self, look: Look, seen: Seen) -> Bools:
+        """bool[n]: huge pages outside the fastest tier that were idle and are not any more, and
+        those that were taken for something else, so that nobody looked at the head. A second look
+        at one costs as little as the first."""
+        blocks, table = look.blocks, self._table
+        if look.words is None:
+            return np.zeros(len(blocks), np.bool_)
+        huge = (seen.kind == HUGE) & ~table.fast(blocks)
+        risen = (table.share(blocks) <= IDLE) & (seen.share > 0)
+        again: Bools = huge & (risen | ((table.kind(blocks) != HUGE) & (look.words != 0)))
+        return again
 
     def _note(self, blocks: Blocks) -> None:
         """Tell the tuner of the window about blocks that stand for all."""
