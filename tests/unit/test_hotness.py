@@ -173,14 +173,32 @@ def test_a_search_that_may_read_a_part_finds_as_many_there_and_goes_on() -> None
     hottest, hot = every % 8192 == 0, every % 1024 == 0  # 16 and 128 in each chunk
     for number in range(8):
         look(heat, every, hottest | hot & (number % 2 == 0))
-    heat.scan_limit = 2 * READS * CHUNK
+    heat.scan_limit = 3 * READS * CHUNK
     seen: set[int] = set()
     for _ in range(16):
         found = heat.hottest((0,), 100)
         assert len(found) == 100
-        assert np.count_nonzero(found.pfn % 8192 == 0) == 32
+        assert np.count_nonzero(found.pfn % 8192 == 0) == 48
         seen.update(np.unique(found.pfn // CHUNK).tolist())
     assert seen == set(range(16))
+
+
+def test_what_has_just_become_hot_is_found_before_its_turn() -> None:
+    """In one of 32 chunks, of which a search reads three; all the others hold as much."""
+    heat = HeatMap((Span(0, 0, 32 * CHUNK),))
+    every = np.arange(32 * CHUNK, dtype=np.uint64)
+    for _ in range(8):
+        look(heat, every, every % 1024 == 0)
+    heat.scan_limit = 3 * READS * CHUNK
+    for _ in range(16):  # until what there was at first is no news any more
+        heat.hottest((0,), 100)
+    for where in (25, 3, 17):
+        new = (every // CHUNK == where) & (every % CHUNK < 100)
+        for _ in range(3):
+            look(heat, every[new], np.ones(100, bool))
+        found = heat.hottest((0,), 500)
+        assert np.isin(every[new & (every % 1024 > 0)], found.pfn).all()
+        assert len(np.unique(found.pfn // CHUNK)) == 3
 
 
 def test_an_aligned_search_finds_what_may_be_the_head_of_a_large_folio() -> None:

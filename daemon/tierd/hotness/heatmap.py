@@ -14,6 +14,7 @@ from tierd.host import NO_PFN, Pfns, Span, frames_from
 from tierd.hotness.draws import Draws
 from tierd.hotness.forecast import Forecast
 from tierd.hotness.state import (
+    FIRST,
     KNOWN_FROM,
     LEVEL_EDGES,
     LEVELS,
@@ -22,6 +23,7 @@ from tierd.hotness.state import (
     STATES,
     UNKNOWN,
     hazard_of,
+    level_rate,
     level_state,
     phase_of,
     recent,
@@ -137,6 +139,8 @@ class HeatMap:
         self._node = np.repeat(np.array([span.node for span in spans], np.int32), count)
         self._levels = np.zeros((len(self._start), LEVELS), np.uint32)
         self._levels[:, 0] = self._end - self._start
+        self._news = np.zeros(len(self._start), np.float32)
+        """Of each chunk: accesses per window that its frames have gained of late."""
         self._totals: dict[int, NDArray[np.int64]] = {}
         for node in sorted({span.node for span in spans}):
             mine = self._levels[self._node == node]
@@ -289,6 +293,8 @@ class HeatMap:
 
     def _shift(self, chunk: int, change: NDArray[np.int64]) -> None:
         self._levels[chunk] = self._levels[chunk] + change
+        # What chance adds it takes again.
+        self._news[chunk] = max(self._news[chunk] + float(change @ _HEATS), 0.0)
         self._totals[int(self._node[chunk])] += change
 
     # -- the search ------------------------------------------------------------------------
@@ -352,21 +358,27 @@ class HeatMap:
     def _reach(
         self, chunks: NDArray[np.intp], holds: NDArray[np.int64], hottest: bool
     ) -> NDArray[np.intp]:
-        """Those of `chunks` that one search may read: half of them those that hold the most of
-        what is searched for, half those whose turn it is, since the others may be passed over
-        for ever by what nobody can move."""
+        """Those of `chunks` that one search may read: those that hold the most of what is searched
+        for, those where the most has become hot of late, and those whose turn it is, since the
+        others may be passed over for ever by what nobody can move. As many of each."""
         frames = self._end[chunks] - self._start[chunks]
         most = self.scan_limit // READS
         if frames.sum() <= most:
             return chunks
         turn = np.searchsorted(chunks, self._cursor[hottest])
         reach = np.zeros(len(chunks), np.bool_)
-        for order in (np.argsort(-holds, kind="stable"), np.roll(np.arange(len(chunks)), -turn)):
+        orders = [np.argsort(-holds, kind="stable")]
+        if hottest:
+            orders.append(np.argsort(-self._news[chunks], kind="stable"))
+        orders.append(np.roll(np.arange(len(chunks)), -turn))
+        for order in orders:
             order = order[~reach[order]]
-            count = int(np.searchsorted(np.cumsum(frames[order]), most // 2, side="right"))
+            count = int(np.searchsorted(np.cumsum(frames[order]), most // len(orders), "right"))
             reach[order[: max(count, 1)]] = True
         if not reach.all():
             self._cursor[hottest] = int(chunks[order[min(max(count, 1), len(order) - 1)]])
+        if hottest:  # what cannot be moved waits for its turn
+            self._news[chunks[reach]] = 0.0
         return chunks[reach]
 
     def _collect(
@@ -450,6 +462,16 @@ class HeatMap:
         each, begin = np.unique(chunk[rows], return_index=True)
         for number, part in zip(each, np.split(rows, begin[1:]), strict=True):
             yield int(number), part, where[part] - self._start[number]
+
+
+def _heats() -> NDArray[np.float64]:
+    """float64[LEVELS]: accesses per window by level, 0 up to what a first look makes of a frame
+    that it finds idle."""
+    lowest = int(np.searchsorted(LEVEL_EDGES, round(FIRST[0] * Q_ONE), side="right"))
+    return np.array([level_rate(level) * (level >= lowest) for level in range(LEVELS)])
+
+
+_HEATS: Final = _heats()
 
 
 def _cut(span: Span) -> NDArray[np.int64]:
