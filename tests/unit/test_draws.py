@@ -47,7 +47,7 @@ def test_known_frames_of_a_node_are_picked_alike() -> None:
     heat.tick()
     known = np.concatenate([np.arange(100), np.arange(1 << 17, (1 << 17) + 300)]).astype(np.uint64)
     heat.observe(known, np.zeros(len(known), np.uint8))
-    picked = heat.pick([0], 4000, Draws(3)).pfn
+    picked = heat.search.pick([0], 4000, Draws(3)).pfn
     assert np.isin(picked, known).all()
     assert np.mean(picked < 100) == pytest.approx(0.25, abs=0.05)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tierd.host import NO_PFN, Span, frames_from
 from tierd.hotness import CHUNK, LEVELS, HeatMap, level_rate, rate, rate_bound, recent
-from tierd.hotness.heatmap import READS
+from tierd.hotness.search import READS
 from tierd.hotness.state import (
     CHANGING,
     KNOWN_FROM,
@@ -160,11 +160,11 @@ def test_the_search_finds_the_hottest_and_the_coldest(seed: int, count: int) -> 
     for nodes in ((0,), (1,), (0, 1)):
         mine = np.isin(node, nodes)
         hot = np.sort(state[mine & (recent(state) >= 2)])[::-1]
-        found = heat.hottest(nodes, count)
+        found = heat.search.hottest(nodes, count)
         assert found.state.tolist() == hot[:count].tolist()
         assert (heat.states(found.pfn) == found.state).all()
         cold = np.sort(state[mine & (state >= KNOWN_FROM)])
-        assert heat.coldest(nodes, count).state.tolist() == cold[:count].tolist()
+        assert heat.search.coldest(nodes, count).state.tolist() == cold[:count].tolist()
 
 
 def test_a_search_that_may_read_a_part_finds_as_many_there_and_goes_on() -> None:
@@ -173,10 +173,10 @@ def test_a_search_that_may_read_a_part_finds_as_many_there_and_goes_on() -> None
     hottest, hot = every % 8192 == 0, every % 1024 == 0  # 16 and 128 in each chunk
     for number in range(8):
         look(heat, every, hottest | hot & (number % 2 == 0))
-    heat.scan_limit = 3 * READS * CHUNK
+    heat.search.limit = 3 * READS * CHUNK
     seen: set[int] = set()
     for _ in range(16):
-        found = heat.hottest((0,), 100)
+        found = heat.search.hottest((0,), 100)
         assert len(found) == 100
         assert np.count_nonzero(found.pfn % 8192 == 0) == 48
         seen.update(np.unique(found.pfn // CHUNK).tolist())
@@ -189,14 +189,14 @@ def test_what_has_just_become_hot_is_found_before_its_turn() -> None:
     every = np.arange(32 * CHUNK, dtype=np.uint64)
     for _ in range(8):
         look(heat, every, every % 1024 == 0)
-    heat.scan_limit = 3 * READS * CHUNK
+    heat.search.limit = 3 * READS * CHUNK
     for _ in range(16):  # until what there was at first is no news any more
-        heat.hottest((0,), 100)
+        heat.search.hottest((0,), 100)
     for where in (25, 3, 17):
         new = (every // CHUNK == where) & (every % CHUNK < 100)
         for _ in range(3):
             look(heat, every[new], np.ones(100, bool))
-        found = heat.hottest((0,), 500)
+        found = heat.search.hottest((0,), 500)
         assert np.isin(every[new & (every % 1024 > 0)], found.pfn).all()
         assert len(np.unique(found.pfn // CHUNK)) == 3
 
@@ -204,10 +204,10 @@ def test_what_has_just_become_hot_is_found_before_its_turn() -> None:
 def test_an_aligned_search_finds_what_may_be_the_head_of_a_large_folio() -> None:
     heat = HeatMap(SPANS)
     look(heat, frames(), np.zeros(len(frames())))
-    assert not len(heat.coldest((0, 1), 10_000, align=64))
+    assert not len(heat.search.coldest((0, 1), 10_000, align=64))
     heads = frames() % 64 == 0
     heat.forget(frames()[~heads & (frames() % 128 < 64)])
-    found = heat.coldest((0, 1), 10_000, align=64)
+    found = heat.search.coldest((0, 1), 10_000, align=64)
     assert sorted(found.pfn.tolist()) == [f for f in frames().tolist() if f % 128 == 0]
 
 

@@ -185,7 +185,7 @@ class Engine:
         """What deciding may cost is part of what the CPU share is for."""
         seconds = config.sampling.cpu * config.interval
         frames = int(seconds * SEARCH_PART / FRAME_SECONDS)
-        self._heat.scan_limit = min(max(frames, LEAST_SCAN), SCAN_LIMIT)
+        self._heat.search.limit = min(max(frames, LEAST_SCAN), SCAN_LIMIT)
         self._scout.most = max(int(seconds * LOOKUP_PART / LOOKUP_SECONDS), LEAST_LOOKUP)
 
     def _new_thrash(self, config: Config) -> Thrash:
@@ -266,7 +266,7 @@ class Engine:
         """One plan for each boundary, the fastest first; together they keep within `limits`."""
         plans: list[MovePlan] = []
         # Then a search has read all there is.
-        nothing = not self._book.classes and self._heat.frames <= self._heat.scan_limit
+        nothing = not self._book.classes and self._heat.frames <= self._heat.search.limit
         resident = self._book.resident
         taken: Pfns = np.zeros(0, np.uint64)
         filled: Counter[int] = Counter()  # frames of each node that the plans so far take

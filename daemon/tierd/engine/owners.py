@@ -98,7 +98,7 @@ class OwnerBook:
 
     def _draw(self, heat: HeatMap) -> None:
         for index, tier in enumerate(self._topology.tiers):
-            pfn = np.unique(heat.pick(tier.nodes, DRAWS, self._draws).pfn)
+            pfn = np.unique(heat.search.pick(tier.nodes, DRAWS, self._draws).pfn)
             if not len(pfn):
                 continue
             info = self._reader.describe(pfn)

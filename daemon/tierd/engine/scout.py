@@ -111,7 +111,7 @@ class Scout:
         slow = [node for tier in tiers[target.fast + 1 :] for node in tier.nodes]
         fast = tiers[target.fast].nodes
         wanted = SEARCH_SHARE * limits.promote if tiers[target.fast].targets else 0
-        hot = self._heat.hottest(slow, min(wanted, self.most), level_state(1), DOOR)
+        hot = self._heat.search.hottest(slow, min(wanted, self.most), level_state(1), DOOR)
         hot_folios = self._describe(hot, slow, fast, Direction.PROMOTE, rules, now)
         guests = len(hot)
         # Of several nodes a cpuset may allow just one that is full; a class has limits of its own.
@@ -125,7 +125,7 @@ class Scout:
         # The coldest may all be protected by floors: look beyond them.
         floor = min(int(np.minimum(grants.floor, grants.resident).sum()), MOST_PROTECTED)
         due = min(due, SEARCH_SHARE * limits.demote + floor)
-        cold = self._heat.coldest(fast, due) if cold_evidence and due else _NONE
+        cold = self._heat.search.coldest(fast, due) if cold_evidence and due else _NONE
         if len(fast) > 1 and len(cold):
             cold = self._add_nodes(cold, target.need, len(hot), due)
         if cold_evidence and guests:
@@ -147,7 +147,7 @@ class Scout:
         if not wanted:
             return _NONE
         share = grants.resident[over > 0].sum() / max(int(grants.resident.sum()), 1)
-        drawn = self._heat.pick(fast, min(int(2 * wanted / share), MOST_DRAWN), self._draws)
+        drawn = self._heat.search.pick(fast, min(int(2 * wanted / share), MOST_DRAWN), self._draws)
         return _union([drawn])
 
     def _add_nodes(
@@ -156,7 +156,7 @@ class Scout:
         """Victims on every node: the coldest of the tier may all lie on another one than that
         which is short of room, or than the only one that a cpuset allows."""
         each = [
-            self._heat.coldest([node], min(SEARCH_SHARE * pages + guests // len(need), most))
+            self._heat.search.coldest([node], min(SEARCH_SHARE * pages + guests // len(need), most))
             for node, pages in need.items()
         ]
         return _union([cold, *each])
@@ -167,7 +167,7 @@ class Scout:
             return cold
         large = zip(*np.unique(hot.pages[hot.pages > 1], return_counts=True), strict=True)
         more = [
-            self._heat.coldest(fast, SEARCH_SHARE * int(count), align=int(size))
+            self._heat.search.coldest(fast, SEARCH_SHARE * int(count), align=int(size))
             for size, count in large
         ]
         return _union([cold, *more])

@@ -8,8 +8,10 @@ Pure: no I/O, no clock; draws are the same for the same seed.
 from __future__ import annotations
 
 from tierd.hotness.draws import Draws
-from tierd.hotness.heatmap import CHUNK, SCAN_LIMIT, Candidates, HeatMap, Seen
+from tierd.hotness.heatmap import HeatMap, Seen
+from tierd.hotness.search import SCAN_LIMIT, Candidates
 from tierd.hotness.state import LEVELS, level_rate, level_state, rate, rate_bound, recent, settled
+from tierd.hotness.store import CHUNK
 
 __all__ = [
     "CHUNK",

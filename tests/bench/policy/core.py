@@ -172,6 +172,6 @@ class Tierd:
         of the slow one that the planner would be offered first."""
         page = self.machine.page[1]
         waiting = np.isin(page, fresh)
-        offered = self.engine._heat.hottest([1], 2 * int(waiting.sum()), looks=DOOR)
+        offered = self.engine._heat.search.hottest([1], 2 * int(waiting.sum()), looks=DOOR)
         slots = offered.pfn.astype(np.int64) - self.machine.bases[1]
         return 1 - float(waiting.sum() - waiting[slots].sum()) / len(fresh)

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Store`: the states of all frames, in chunks, each with a histogram over levels of heat."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tierd.host import NO_PFN, Pfns, Span
+from tierd.hotness.state import FIRST, LEVEL_EDGES, LEVELS, Q_ONE, level_rate
+
+CHUNK: Final = 128 * 1024
+"""Frames that are worked on at once: temporaries stay within the second-level cache."""
+
+
+class Store:
+    """States of the frames in `spans` (sorted by start, disjoint).
+
+    Spans are cut into chunks at multiples of `CHUNK`. Beside its states each chunk has a
+    histogram over `LEVELS` levels of heat (256 bytes for 128 Ki frames), which whoever changes
+    states keeps (`shift`). State arrays are zeroed lazily: memory is used when a frame is first
+    looked at.
+
+    start, end: int64[chunks], frames; node: int32[chunks]; levels: uint32[chunks, LEVELS], frames
+    per level; news: float32[chunks], accesses per window that a chunk's frames have gained since
+    that was set to 0. To be read, and `news` to be reset.
+    """
+
+    def __init__(self, spans: Sequence[Span]) -> None:
+        self._arrays = [np.zeros(span.frames, np.uint16) for span in spans]
+        self._base = np.array([span.start for span in spans], np.int64)
+        cuts = [_cut(span) for span in spans]
+        self.start = np.concatenate([np.zeros(0, np.int64), *cuts])
+        count = [len(cut) for cut in cuts]
+        self._span = np.repeat(np.arange(len(cuts), dtype=np.int32), count)
+        ends = np.array([span.end for span in spans], np.int64)
+        self.end = np.minimum((self.start // CHUNK + 1) * CHUNK, ends[self._span])
+        self.node = np.repeat(np.array([span.node for span in spans], np.int32), count)
+        self.levels = np.zeros((len(self.start), LEVELS), np.uint32)
+        self.levels[:, 0] = self.end - self.start
+        self.news = np.zeros(len(self.start), np.float32)
+        self._totals: dict[int, NDArray[np.int64]] = {}
+        for node in sorted({span.node for span in spans}):
+            mine = self.levels[self.node == node]
+            self._totals[node] = mine.sum(axis=0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        """Chunks."""
+        return len(self.start)
+
+    def of(self, chunk: int) -> NDArray[np.uint16]:
+        """States of the frames of a chunk, to be read and written. Made when it is needed: kept
+        for all chunks of the largest hosts, these would be megabytes."""
+        span = int(self._span[chunk])
+        base = int(self._base[span])
+        return self._arrays[span][int(self.start[chunk]) - base : int(self.end[chunk]) - base]
+
+    @property
+    def frames(self) -> int:
+        """Frames in all spans."""
+        return int((self.end - self.start).sum())
+
+    def histogram(self, nodes: Collection[int]) -> NDArray[np.int64]:
+        """int64[LEVELS]: frames of `nodes` per level; level 0 is the unknown ones."""
+        total = np.zeros(LEVELS, np.int64)
+        for node in nodes:
+            if node in self._totals:
+                total += self._totals[node]
+        return total
+
+    def states(self, pfn: Pfns) -> NDArray[np.uint16]:
+        """uint16[n]: state of each frame, in any order; 0 (unknown) outside all spans."""
+        result = np.zeros(len(pfn), np.uint16)
+        for chunk, rows, offset in self.located(pfn):
+            result[rows] = self.of(chunk)[offset]
+        return result
+
+    def shift(self, chunk: int, change: NDArray[np.int64]) -> None:
+        """change: int64[LEVELS], by how many frames of a chunk each level has grown."""
+        self.levels[chunk] = self.levels[chunk] + change
+        # What chance adds it takes again.
+        self.news[chunk] = max(self.news[chunk] + float(change @ _HEATS), 0.0)
+        self._totals[int(self.node[chunk])] += change
+
+    def slices(self, pfn: Pfns) -> Iterator[tuple[int, int, int]]:
+        """(chunk, begin, end) for each chunk that sorted `pfn` touches."""
+        if not len(pfn):
+            return
+        first = int(np.searchsorted(self.end, int(pfn[0]), side="right"))
+        last = int(np.searchsorted(self.start, int(pfn[-1]), side="right"))
+        for chunk in range(first, last):
+            bounds = np.array([self.start[chunk], self.end[chunk]], np.uint64)
+            begin, end = np.searchsorted(pfn, bounds)
+            if end > begin:
+                yield chunk, int(begin), int(end)
+
+    def located(self, pfn: Pfns) -> Iterator[tuple[int, NDArray[np.intp], NDArray[np.int64]]]:
+        """(chunk, rows of `pfn` in it, their offsets in the chunk) for frames in any order."""
+        where = pfn.astype(np.int64)
+        chunk = np.searchsorted(self.start, where, side="right") - 1
+        rows = np.flatnonzero((chunk >= 0) & (where < self.end[chunk]) & (pfn != NO_PFN))
+        if not len(rows):
+            return
+        rows = rows[np.argsort(chunk[rows], kind="stable")]
+        each, begin = np.unique(chunk[rows], return_index=True)
+        for number, part in zip(each, np.split(rows, begin[1:]), strict=True):
+            yield int(number), part, where[part] - self.start[number]
+
+
+def _cut(span: Span) -> NDArray[np.int64]:
+    """int64[n]: where the chunks of a span begin."""
+    later = np.arange(span.start // CHUNK + 1, -(-span.end // CHUNK), dtype=np.int64) * CHUNK
+    return np.concatenate((np.array([span.start][: span.frames], np.int64), later))
+
+
+def _heats() -> NDArray[np.float64]:
+    """float64[LEVELS]: accesses per window by level, 0 up to what a first look makes of a frame
+    that it finds idle."""
+    lowest = int(np.searchsorted(LEVEL_EDGES, round(FIRST[0] * Q_ONE), side="right"))
+    return np.array([level_rate(level) * (level >= lowest) for level in range(LEVELS)])
+
+
+_HEATS: Final = _heats()
