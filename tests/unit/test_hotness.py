@@ -190,8 +190,9 @@ def test_what_has_just_become_hot_is_found_before_its_turn() -> None:
     for _ in range(8):
         look(heat, every, every % 1024 == 0)
     heat.search.limit = 3 * READS * CHUNK
-    for _ in range(16):  # until what there was at first is no news any more
+    for _ in range(32):  # until what there was at first has been read
         heat.search.hottest((0,), 100)
+        heat.search.begin()
     for where in (25, 3, 17):
         new = (every // CHUNK == where) & (every % CHUNK < 100)
         for _ in range(3):

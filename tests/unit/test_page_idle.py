@@ -308,6 +308,30 @@ def test_a_huge_page_is_told_from_any_part_of_it(kind: int, word: int, idle: boo
     assert seen.weight.tolist() == ([] if word else [int(not idle)])
 
 
+@pytest.mark.parametrize("orders", [[8, 8], [7] * 4, [6] * 8, [9 - 3, 8, 7, 6, 6]])
+@pytest.mark.parametrize("word", range(8))
+@pytest.mark.parametrize("kind", [UNKNOWN, USED, MIXED])
+def test_large_folios_are_not_taken_for_one_huge_page(
+    orders: list[int], word: int, kind: int
+) -> None:
+    flags, heads = layout(orders)
+    start = word * 64
+    mask = np.full(1, 0x0101010101010101, np.uint64)
+    if kind == UNKNOWN:  # only what is there is marked
+        mask = np.packbits(heads[start : start + 64], bitorder="little").view(np.uint64) & mask
+    for host in (Bitmap(flags, heads), Bitmap(flags, heads & False)):
+        seen = read_words(
+            host,  # type: ignore[arg-type]
+            np.zeros(1, np.uint64),
+            np.array([word], np.uint8),
+            mask,
+            np.array([kind], np.uint8),
+            np.array([False]),
+        )
+        assert seen.kind[0] != HUGE
+        assert not heads[seen.gone].any()
+
+
 @given(st.sets(st.integers(0, 300), min_size=1))
 def test_runs_cover_each_block_once_and_fit_one_call(blocks: set[int]) -> None:
     starts = np.array(sorted(blocks), np.uint64) * np.uint64(BLOCK)
@@ -942,6 +966,62 @@ def test_a_second_sparse_look_that_tells_the_same_leaves_the_witness_alone() -> 
     for share, before, noted in ((255, 0, 1), (255, 255, 1), (0, 255, 0)):
         tell(share, before)
         assert len(source._witnesses._block) == noted
+
+
+def test_second_looks_come_before_what_is_around_others_and_are_not_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those on the list of active blocks are not left to wait there, and what finds no room in the
+    queue is put on it."""
+    _, source = looked_at()
+    table, chooser = source._table, source._chooser
+    every = np.arange(table.count)
+    every = every[~table.busy(every)][:12]
+    source._active.add(every[:2], 1)
+    chooser.look_around(every[6:7])
+    chooser.look_twice(every[:4])
+    enough = float(source._costs.word_units(every[:3]).sum())
+    assert chooser.next_around(enough).tolist() == every[:3].tolist()
+    assert every[3] in chooser.next_around(1e6)
+    table.release(every)
+
+    def rise(blocks: np.ndarray) -> None:
+        n = len(blocks)
+        table.learn(blocks, np.full(n, HUGE, np.uint8), np.zeros(n, np.uint8))
+        kinds = [np.full(n, each, kind) for each, kind in ((HUGE, np.uint8), (1, np.uint16))]
+        share = np.full(n, 255, np.uint8)
+        seen = Seen(*kinds, kinds[1] * BLOCK, share, table.first(blocks), np.ones(n, np.uint8))
+        words, masks = np.zeros(n, np.uint8), np.ones(n, np.uint64)
+        none = np.zeros(0, np.int64)
+        list(source._apply(Look(blocks, words, masks, 0.0, none, 0.0, False, words > 0), seen, 1.0))
+
+    slow = np.flatnonzero(~table.fast(np.arange(table.count)))
+    slow = slow[~table.listed(slow)][:8]
+    monkeypatch.setattr(idle_choice, "MOST_AROUND", 5)
+    rise(slow)
+    assert chooser._second.tolist() == slow[:5].tolist()
+    assert table.listed(slow).tolist() == [False] * 5 + [True] * 3
+
+
+def test_a_mixture_that_has_become_a_huge_page_is_judged_as_one() -> None:
+    """Told by its tails: the look counts for nothing, and the next, at the head, is the first."""
+    _, source = looked_at()
+    table = source._table
+    block = np.flatnonzero(~table.fast(np.arange(table.count)))[:1]
+    table.learn(block, np.array([MIXED], np.uint8), np.array([100], np.uint8))
+    calm = table.calm(block)
+    one, huge = np.ones(1, np.uint16), np.array([HUGE], np.uint8)
+    none, masks = np.zeros(0, np.int64), np.array([2**64 - 1], np.uint64)
+    for word, share in ((3, 0), (0, 255)):
+        pfn = table.first(block)[: int(not word)]
+        seen = Seen(
+            huge, one, one * BLOCK, np.array([share], np.uint8), pfn, np.ones(len(pfn), np.uint8)
+        )
+        words = np.array([word], np.uint8)
+        look = Look(block, words, masks, 0.0, none, 0.0, False, np.zeros(1, bool))
+        list(source._apply(look, seen, 1.0))
+        assert table.share(block) == share
+        assert table.calm(block) == (calm if word else 0)
 
 
 def test_what_waits_in_a_crowd_for_a_full_look_gets_a_sparse_one() -> None:

@@ -89,6 +89,7 @@ class HeatMap:
         cold now, and of the cold ones that become hot: the larger, the less it takes to believe
         it of one."""
         self._pass += 1
+        self.search.begin()
         self.forecast.learn(cooling)
         self._hazards = hazard_of(cooling), hazard_of(heating)
 
@@ -153,9 +154,9 @@ class HeatMap:
             states[where] = new
         if recount:
             counts = _fold(np.bincount(states >> _SHIFT, minlength=Q_ONE))
-            self._store.shift(chunk, counts - self._store.levels[chunk])
+            self._store.shift(chunk, counts - self._store.levels[chunk], looks=True)
         else:
-            self._store.shift(chunk, _fold(change))
+            self._store.shift(chunk, _fold(change), looks=True)
         accessed = int(np.count_nonzero(weight))
         return Seen(int(self._store.node[chunk]), n, accessed, settled, expected, met)
 
@@ -177,7 +178,7 @@ class HeatMap:
                 before = np.bincount(states[offset] >> _SHIFT, minlength=Q_ONE)
                 states[offset] = UNKNOWN
                 before[0] -= len(offset)
-                self._store.shift(chunk, _fold(-before))
+                self._store.shift(chunk, _fold(-before), looks=False)
 
     def _put(self, pfn: Pfns, state: NDArray[np.uint16]) -> None:
         for chunk, rows, offset in self._store.located(pfn):
@@ -187,7 +188,7 @@ class HeatMap:
             before = np.bincount(states[offset] >> _SHIFT, minlength=Q_ONE)
             states[offset] = new
             after = np.bincount(new >> _SHIFT, minlength=Q_ONE)
-            self._store.shift(chunk, _fold(after - before))
+            self._store.shift(chunk, _fold(after - before), looks=False)
 
 
 def _fold(counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -91,6 +91,12 @@ class Search:
         self.limit = SCAN_LIMIT
         """Frames that one search reads at most; the next one goes on from there."""
         self._cursor = {True: 0, False: 0}
+        self._read = np.zeros(len(store), np.bool_)
+
+    def begin(self) -> None:
+        """A new pass of looks: what was read since the last one has gained nothing yet."""
+        self._store.gained[self._read] = 0.0
+        self._read[:] = False
 
     def hottest(
         self, nodes: Collection[int], count: int, floor: int = KNOWN_FROM, looks: int = 2
@@ -150,7 +156,7 @@ class Search:
         if depth is None:
             return found.best(0, hottest=want.hottest)
         holds = self._in(chunks, levels[: depth + 1])
-        chunks = self._reach(chunks[holds > 0], holds[holds > 0], want.hottest)
+        chunks = self._reach(chunks, holds, want.hottest)
         # What a part of the chunks lacks of the best, its next best make up for.
         counts = self._store.levels[chunks].sum(axis=0, dtype=np.int64)
         done, read = 0, 0
@@ -171,28 +177,32 @@ class Search:
     def _reach(
         self, chunks: NDArray[np.intp], holds: NDArray[np.int64], hottest: bool
     ) -> NDArray[np.intp]:
-        """Those of `chunks` that one search may read: those that hold the most of what is searched
-        for, those where the most has become hot of late, and those whose turn it is, since the
-        others may be passed over for ever by what nobody can move. As many of each."""
+        """Those of `chunks` that one search may read, which hold so many frames each of what is
+        searched for: a third where the hottest have gained the most of late, first; a third where
+        there are the most; else those whose turn it is, since they may be passed over for ever by
+        what nobody can move."""
+        holding = np.flatnonzero(holds)
         frames = self._store.end[chunks] - self._store.start[chunks]
         most = self.limit // READS
-        if frames.sum() <= most:
-            return chunks
-        turn = np.searchsorted(chunks, self._cursor[hottest])
-        reach = np.zeros(len(chunks), np.bool_)
-        orders = [np.argsort(-holds, kind="stable")]
-        if hottest:
-            orders.append(np.argsort(-self._store.news[chunks], kind="stable"))
-        orders.append(np.roll(np.arange(len(chunks)), -turn))
-        for order in orders:
-            order = order[~reach[order]]
-            count = int(np.searchsorted(np.cumsum(frames[order]), most // len(orders), "right"))
-            reach[order[: max(count, 1)]] = True
-        if not reach.all():
-            self._cursor[hottest] = int(chunks[order[min(max(count, 1), len(order) - 1)]])
-        if hottest:  # what cannot be moved waits for its turn
-            self._store.news[chunks[reach]] = 0.0
-        return chunks[reach]
+        if frames[holding].sum() <= most:
+            return chunks[holding]
+        gained = self._store.gained[chunks] if hottest else np.zeros(len(chunks), np.float32)
+        first = np.argsort(-gained, kind="stable")[: np.count_nonzero(gained)]
+        fullest = holding[np.argsort(-holds[holding], kind="stable")]
+        turn = np.searchsorted(chunks[holding], self._cursor[hottest])
+        reached: list[NDArray[np.intp]] = []
+        free = np.ones(len(chunks), np.bool_)
+        left = most
+        for order, parts in ((first, 3), (fullest, 2), (np.roll(holding, -turn), 1)):
+            waiting = order[free[order]]
+            count = int(np.searchsorted(np.cumsum(frames[waiting]), left // parts, side="right"))
+            reached.append(waiting[: max(count, 1)])
+            free[reached[-1]] = False
+            left -= int(frames[reached[-1]].sum())
+        following = waiting[len(reached[-1]) :]
+        if len(following):
+            self._cursor[hottest] = int(chunks[following[0]])
+        return chunks[np.concatenate(reached)]
 
     def _collect(
         self,
@@ -216,6 +226,7 @@ class Search:
                 break
             first = -int(self._store.start[chunk]) % want.align
             frames = self._store.of(chunk)
+            self._read[chunk] |= want.hottest
             states = frames[first :: want.align]
             at = np.flatnonzero((states >= np.uint16(low)) & (states <= np.uint16(high)))
             state = states[at]

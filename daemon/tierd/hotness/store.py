@@ -20,13 +20,13 @@ class Store:
     """States of the frames in `spans` (sorted by start, disjoint).
 
     Spans are cut into chunks at multiples of `CHUNK`. Beside its states each chunk has a
-    histogram over `LEVELS` levels of heat (256 bytes for 128 Ki frames), which whoever changes
+    histogram over `LEVELS` levels of heat (248 bytes for 128 Ki frames), which whoever changes
     states keeps (`shift`). State arrays are zeroed lazily: memory is used when a frame is first
     looked at.
 
     start, end: int64[chunks], frames; node: int32[chunks]; levels: uint32[chunks, LEVELS], frames
-    per level; news: float32[chunks], accesses per window that a chunk's frames have gained since
-    that was set to 0. To be read, and `news` to be reset.
+    per level; gained: float32[chunks], what a chunk's frames have gained by looks, in accesses per
+    window, one at most for each, since that was set to 0. To be read, and `gained` to be reset.
     """
 
     def __init__(self, spans: Sequence[Span]) -> None:
@@ -41,7 +41,7 @@ class Store:
         self.node = np.repeat(np.array([span.node for span in spans], np.int32), count)
         self.levels = np.zeros((len(self.start), LEVELS), np.uint32)
         self.levels[:, 0] = self.end - self.start
-        self.news = np.zeros(len(self.start), np.float32)
+        self.gained = np.zeros(len(self.start), np.float32)
         self._totals: dict[int, NDArray[np.int64]] = {}
         for node in sorted({span.node for span in spans}):
             mine = self.levels[self.node == node]
@@ -78,12 +78,13 @@ class Store:
             result[rows] = self.of(chunk)[offset]
         return result
 
-    def shift(self, chunk: int, change: NDArray[np.int64]) -> None:
-        """change: int64[LEVELS], by how many frames of a chunk each level has grown."""
+    def shift(self, chunk: int, change: NDArray[np.int64], *, looks: bool) -> None:
+        """change: int64[LEVELS], by how many frames of a chunk each level has grown. looks: because
+        of looks, not of moves."""
         self.levels[chunk] = self.levels[chunk] + change
-        # What chance adds it takes again.
-        self.news[chunk] = max(self.news[chunk] + float(change @ _HEATS), 0.0)
         self._totals[int(self.node[chunk])] += change
+        if looks:  # what chance adds it takes again
+            self.gained[chunk] = max(self.gained[chunk] + float(change @ _HEATS), 0.0)
 
     def slices(self, pfn: Pfns) -> Iterator[tuple[int, int, int]]:
         """(chunk, begin, end) for each chunk that sorted `pfn` touches."""
@@ -118,9 +119,9 @@ def _cut(span: Span) -> NDArray[np.int64]:
 
 def _heats() -> NDArray[np.float64]:
     """float64[LEVELS]: accesses per window by level, 0 up to what a first look makes of a frame
-    that it finds idle."""
+    that it finds idle; at most 1, as the rates of the hottest change the most by chance."""
     lowest = int(np.searchsorted(LEVEL_EDGES, round(FIRST[0] * Q_ONE), side="right"))
-    return np.array([level_rate(level) * (level >= lowest) for level in range(LEVELS)])
+    return np.array([min(level_rate(level), 1.0) * (level >= lowest) for level in range(LEVELS)])
 
 
 _HEATS: Final = _heats()

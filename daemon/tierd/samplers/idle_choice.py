@@ -49,10 +49,11 @@ CROWD: Final = 2.0
 """Times what the sweep may use in a call: with active blocks for longer looks than that the sweep
 looks at a few of their frames as well."""
 AROUND_SHARE: Final = 0.3
-"""Of the sweep's part: for blocks around those that have become hot."""
+"""Of the sweep's part: for second looks at huge pages, then for blocks around those that have
+become hot."""
 _AROUND: Final = np.array([at for at in range(-STRIDE // 2, STRIDE // 2 + 1) if at])
 MOST_AROUND: Final = 16_384
-"""Blocks that may wait for being looked at out of turn."""
+"""Blocks of each of these kinds that may wait for being looked at out of turn."""
 
 PEEKS: Final = 32
 SELDOM: Final = 8
@@ -102,6 +103,7 @@ class Chooser:
         self._active = active
         self._note = note
         self._around: Blocks = np.zeros(0, np.int64)
+        self._second: Blocks = np.zeros(0, np.int64)
         self._turn = {"sweep": 0, "refresh": 0}
         self._free = 0
         self._filled_at = -RECENT
@@ -167,10 +169,15 @@ class Chooser:
             near = near[self._table.share(near) <= IDLE]
             self._around = np.concatenate((self._around, near))[-MOST_AROUND:]
 
-    def look_again(self, blocks: Blocks) -> None:
-        """Look at these again out of turn."""
+    @property
+    def room(self) -> int:
+        """Blocks for which there is room in `look_twice`."""
+        return MOST_AROUND - len(self._second)
+
+    def look_twice(self, blocks: Blocks) -> None:
+        """Look at these again out of turn, before what is around others."""
         if len(blocks):
-            self._around = np.concatenate((self._around, blocks))[-MOST_AROUND:]
+            self._second = np.concatenate((self._second, blocks))
 
     def next(
         self, stream: str, capacity: float, turn: int, *, alone: bool = False
@@ -240,13 +247,26 @@ class Chooser:
 
     def next_around(self, capacity: float) -> Blocks:
         """Blocks that wait for being looked at out of turn, worth at most `capacity`."""
+        twice = _once(self._second)
+        twice = twice[~self._table.busy(twice)]
+        chosen, self._second = self._afford(twice, capacity)
         if not len(self._around):
-            return self._around
-        newest = self._around[::-1]
-        waiting = newest[np.sort(np.unique(newest, return_index=True)[1])]
-        waiting = waiting[~(self._table.busy(waiting) | self._table.listed(waiting))]
-        cost = np.cumsum(self._costs.word_units(waiting))
+            return chosen
+        capacity -= float(self._costs.word_units(chosen).sum())
+        near = _once(self._around[::-1])
+        near = near[~(self._table.busy(near) | self._table.listed(near))]
+        around, left = self._afford(near, capacity)
+        self._around = left[::-1]
+        return np.concatenate((chosen, around))
+
+    def _afford(self, blocks: Blocks, capacity: float) -> tuple[Blocks, Blocks]:
+        """The first of some blocks, taken for a sparse look, and those beyond `capacity` units."""
+        cost = np.cumsum(self._costs.word_units(blocks))
         count = int(np.searchsorted(cost, capacity, side="right"))
-        chosen, self._around = waiting[:count], waiting[count:][::-1]
-        self._table.take(chosen)
-        return chosen
+        self._table.take(blocks[:count])
+        return blocks[:count], blocks[count:]
+
+
+def _once(blocks: Blocks) -> Blocks:
+    """Each where it is first."""
+    return blocks[np.sort(np.unique(blocks, return_index=True)[1])]

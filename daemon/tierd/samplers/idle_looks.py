@@ -220,9 +220,10 @@ def read_words(
     new_kind = np.where(kind == UNKNOWN, USED, kind).astype(np.uint8)
     huge = np.flatnonzero((idle != mask) & (kind == HUGE))
     huge = huge[_is_huge(host, starts[huge])]
-    # Of the frames of a block that was never looked at the first alone: it may be a huge page.
-    doubt = (idle != mask) | (mask == 0) | ((kind == UNKNOWN) & (mask == 1))
-    doubt &= (kind != SMALL) | check
+    # Of a block that was never looked at there was the first frame alone to be marked.
+    alone = np.flatnonzero((kind == UNKNOWN) & (mask == 1) & (idle == mask))
+    new_kind[alone[_is_huge(host, starts[alone])]] = HUGE
+    doubt = ((idle != mask) | (mask == 0)) & ((kind != SMALL) | check)
     doubt[huge] = False
     doubtful = np.flatnonzero(doubt)
     gone = starts[:0]
@@ -258,11 +259,12 @@ def read_words(
 
 
 def _is_huge(host: Host, starts: Pfns) -> Bools:
-    """bool[k]: whether blocks are a huge page, from their first and last frame."""
+    """bool[k]: whether blocks are a huge page, from two frames of each. Folios are aligned to
+    their size, so that of any smaller ones one would begin in the middle."""
     if not len(starts):
         return np.zeros(0, np.bool_)
-    ends = np.stack((starts, starts + np.uint64(BLOCK - 1)), axis=1)
-    flags = host.flags(ends.reshape(-1)).reshape(-1, 2)
+    two = np.stack((starts, starts + np.uint64(BLOCK // 2)), axis=1)
+    flags = host.flags(two.reshape(-1)).reshape(-1, 2)
     huge: Bools = eligible(flags[:, 0]) & ((flags[:, 0] & KPF.COMPOUND_HEAD) != 0)
     huge &= (flags[:, 1] & KPF.COMPOUND_TAIL) != 0
     return huge
@@ -285,13 +287,11 @@ def _hints(
     hint[(kind == UNKNOWN) & nothing] = EMPTY
     freed = np.flatnonzero((kind == SMALL) & nothing)
     hint[freed[_is_empty(host, starts[freed], word[freed])]] = EMPTY
-    large = np.flatnonzero((word == 0) & heads[:, 0] & np.all(tails[:, 1:], axis=1))
-    if len(large):
-        last = host.flags(starts[large] + np.uint64(BLOCK - 1)) & KPF.COMPOUND_TAIL
-        hint[large] = np.where(last != 0, HUGE, MIXED)
+    large = (word == 0) & heads[:, 0] & np.all(tails[:, 1:], axis=1)
+    hint[large] = MIXED
     # Nothing but tails: of a folio that begins in another word, or is all of the block.
-    inner = np.flatnonzero((word != 0) & np.all(tails, axis=1))
-    hint[inner[_is_huge(host, starts[inner])]] = HUGE
+    whole = np.flatnonzero(large | ((word != 0) & np.all(tails, axis=1)))
+    hint[whole[_is_huge(host, starts[whole])]] = HUGE
     return hint.astype(np.uint8)
 
 

@@ -225,7 +225,7 @@ class PageIdleSampler:
         if look.words is None:
             twice, before = self._witnesses.confirm(blocks, table.first(blocks), seen, self._call)
             twice &= ~table.fast(blocks) & (seen.share >= PLAIN)
-        again = self._had_better_be_seen_again(look, seen)
+        blind, twice_again = self._second_looks(look, seen)
         with self._sums.changing(blocks):
             share, changed = self._compare(look, seen)
             changed[twice] = False
@@ -238,7 +238,7 @@ class PageIdleSampler:
         new = self._active.is_urgent(blocks)
         table.settle(blocks[twice], np.zeros(int(np.count_nonzero(twice)), np.bool_))
         # A few frames do not tell that a block which waits for a full look is the same.
-        told = changed | (look.words is None) | ~table.listed(blocks)
+        told = changed | (look.words is None) | ~(table.listed(blocks) | blind)
         table.settle(blocks[told], changed[told])
         calm = table.calm(blocks)
         if look.words is None:
@@ -246,11 +246,12 @@ class PageIdleSampler:
             self._confirmed += int(np.count_nonzero(sure | twice))
         mixed = (share > IDLE) & (share < HOT)
         active = (kind != EMPTY) & (mixed | changed | ((share >= HOT) & (calm < CALM)))
-        # Of a huge page the sweep sees all there is: a second and a third look when it is hot.
+        # Of a huge page the sweep sees all there is: further looks when it is hot, the second out
+        # of turn.
         active &= (seen.kind != HUGE) | ((share >= HOT) & (calm < SURE))
-        active &= ~again  # or it would wait among thousands
+        active &= ~twice_again
         table.release(blocks)
-        self._chooser.look_again(blocks[again])
+        self._chooser.look_twice(blocks[twice_again])
         self._active.add(blocks[active], self._call)
         if len(look.fair):
             self._note(look.fair)
@@ -274,7 +275,7 @@ class PageIdleSampler:
         # block is no longer wholly idle or wholly hot.
         risen = (before <= IDLE) & (share > 0)
         changed = risen | ((before >= HOT) & (share < HOT))
-        fresh = (kind == UNKNOWN) | (kind == USED)
+        fresh = (kind == UNKNOWN) | (kind == USED) | ((kind != HUGE) & (seen.kind == HUGE))
         # It was being filled when it was marked: there was nothing to look at yet.
         early = look.filled & (look.masks == 0)
         self._filled = np.concatenate((self._filled, blocks[early]))[-GROUP_WORDS:]
@@ -292,17 +293,21 @@ class PageIdleSampler:
             self._witnesses.note(blocks[every], look.words[every], masks[every], self._call)
         return share, changed
 
-    def _had_better_be_seen_again(self, look: Look, seen: Seen) -> Bools:
-        """bool[n]: huge pages outside the fastest tier that were idle and are not any more, and
-        those that were taken for something else, so that nobody looked at the head. A second look
-        at one costs as little as the first."""
+    def _second_looks(self, look: Look, seen: Seen) -> tuple[Bools, Bools]:
+        """bool[n] each: huge pages that were taken for something else, so that nobody looked at the
+        head; those outside the fastest tier of them, and of others that were idle, or not looked
+        at yet, and are accessed. A second look at one costs as little as the first, and on the list
+        of active blocks it would wait among thousands."""
         blocks, table = look.blocks, self._table
         if look.words is None:
-            return np.zeros(len(blocks), np.bool_)
-        huge = (seen.kind == HUGE) & ~table.fast(blocks)
-        risen = (table.share(blocks) <= IDLE) & (seen.share > 0)
-        again: Bools = huge & (risen | ((table.kind(blocks) != HUGE) & (look.words != 0)))
-        return again
+            none = np.zeros(len(blocks), np.bool_)
+            return none, none
+        huge = seen.kind == HUGE
+        blind: Bools = huge & (table.kind(blocks) != HUGE) & (look.words != 0)
+        risen = huge & (table.share(blocks) <= IDLE) & (seen.share > 0)
+        twice: Bools = (blind | risen) & ~table.fast(blocks)
+        twice[np.flatnonzero(twice)[self._chooser.room :]] = False
+        return blind, twice
 
     def _note(self, blocks: Blocks) -> None:
         """Tell the tuner of the window about blocks that stand for all."""
