@@ -20,9 +20,10 @@ from tierd.engine.plans import (
     frames_by_node,
     is_final,
     large_left,
+    room_of,
     with_less_room,
 )
-from tierd.engine.report import ClassReport, CycleReport, Explanation
+from tierd.engine.report import CycleReport, Explanation
 from tierd.engine.scout import LASTING, SEARCH_SHARE, Scout
 from tierd.engine.tally import Circumstances, Tally, hit_ratio
 from tierd.engine.watch import Watcher
@@ -33,7 +34,6 @@ from tierd.host import (
     CpuTimes,
     Feature,
     Host,
-    NodeMemory,
     Pfns,
     frames_from,
 )
@@ -41,7 +41,7 @@ from tierd.hotness import SCAN_LIMIT, HeatMap, Seen
 from tierd.movers import Mover, MoveResult
 from tierd.pages import PageReader
 from tierd.planner import Direction, Limits, MovePlan, Moves, Reason, Ways, code, plan
-from tierd.policy import Changes, Room, Target, TierHeat, decide
+from tierd.policy import Changes, Target, TierHeat, decide
 from tierd.samplers import Sampler
 from tierd.topology import Topology
 
@@ -232,13 +232,14 @@ class Engine:
     def _tiers(self, seen: Sequence[Seen]) -> list[TierHeat]:
         """The tiers as they are now, fastest first."""
         memory = {entry.node: entry for entry in self._host.node_memory()}
+        marks, page = self._config.migration.headroom, self._host.page_size
         tiers = []
         for tier in self._topology.tiers:
             here = [each for each in seen if each.node in tier.nodes]
             tiers.append(
                 TierHeat(
                     rooms=tuple(
-                        self._room(memory[n], target=n in tier.targets)
+                        room_of(memory[n], marks, page, target=n in tier.targets)
                         for n in tier.nodes
                         if n in memory
                     ),
@@ -249,16 +250,6 @@ class Engine:
                 )
             )
         return tiers
-
-    def _room(self, memory: NodeMemory, *, target: bool) -> Room:
-        """The headroom marks never lie below the kernel's own watermark."""
-        page = self._host.page_size
-        marks = self._config.migration.headroom
-        low, high = (
-            int(max(memory.total * share, memory.high_watermark)) // page
-            for share in (marks.low, marks.high)
-        )
-        return Room(memory.node, memory.total // page, memory.free // page, low, high, target)
 
     def _plan(
         self, tally: Tally, tiers: Sequence[TierHeat], limits: Limits, now: float
@@ -449,6 +440,7 @@ class Engine:
         page = self._host.page_size
         promote, demote = self._budget.tokens
         target = self._targets[0]
+        resident, stopped = self._book.resident, self._thrash.stopped
         return CycleReport(
             number=self._number,
             started=now.started,
@@ -462,7 +454,12 @@ class Engine:
             skipped=dict(tally.skipped),
             kernel_refused=dict(tally.refused),
             samplers=tuple(tally.samplers),
-            classes=self._class_reports(tally),
+            classes=tally.class_reports(
+                [rule.match for rule in self._config.classes],
+                [self._book.by_tier(resident, index) for index in range(len(stopped) - 1)],
+                stopped,
+                page,
+            ),
             wasted_pages=int(tally.waste.pages.sum()),
             cpu=tally.cpu,
             move_seconds=tally.seconds,
@@ -485,21 +482,6 @@ class Engine:
         if not cgroup or now.pressure:
             return ()
         return (f"no pressure of cgroup {cgroup} can be read, moves do not back off",)
-
-    def _class_reports(self, tally: Tally) -> tuple[ClassReport, ...]:
-        page = self._host.page_size
-        resident = self._book.resident
-        return tuple(
-            ClassReport(
-                match=rule.match,
-                resident=self._book.by_tier(resident, index),
-                promoted=int(tally.moved[Direction.PROMOTE][index]) * page,
-                demoted=int(tally.moved[Direction.DEMOTE][index]) * page,
-                wasted=int(tally.waste.pages[index]) * page,
-                stopped=bool(self._thrash.stopped[index]),
-            )
-            for index, rule in enumerate(self._config.classes)
-        )
 
     def explain(self, pfn: int) -> Explanation:
         """What heat knows of a frame and what the policy would do with it."""

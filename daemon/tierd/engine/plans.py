@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one plan means for the next one, and what is left of it once part of it was done. Pure."""
+"""What room a plan begins with, what it means for the next one, and what is left of it once part of
+it was done. Pure."""
 
 from __future__ import annotations
 
@@ -10,9 +11,11 @@ from typing import Final
 
 import numpy as np
 
+from tierd.config import Headroom
+from tierd.host import NodeMemory
 from tierd.movers import MoveResult
 from tierd.planner import MovePlan, Moves, Reason
-from tierd.policy import Target
+from tierd.policy import Room, Target
 
 PASSING: Final = frozenset(
     {
@@ -25,6 +28,16 @@ PASSING: Final = frozenset(
     }
 )
 """Reasons that time alone may do away with."""
+
+
+def room_of(memory: NodeMemory, marks: Headroom, page: int, *, target: bool) -> Room:
+    """One node in frames of `page` bytes. The headroom marks never lie below the kernel's own
+    watermark. target: see `Room`."""
+    low, high = (
+        int(max(memory.total * share, memory.high_watermark)) // page
+        for share in (marks.low, marks.high)
+    )
+    return Room(memory.node, memory.total // page, memory.free // page, low, high, target)
 
 
 def is_final(made: MovePlan) -> bool:

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tierd.engine.report import FlowReport, SamplerReport, TierReport
+from tierd.engine.report import ClassReport, FlowReport, SamplerReport, TierReport
 from tierd.host import CpuTimes
 from tierd.hotness import LEVELS, Seen, level_rate
 from tierd.planner import Direction, Moves, Reason
@@ -130,6 +130,27 @@ class Tally:
                 )
             )
         return tuple(reports)
+
+    def class_reports(
+        self,
+        match: Sequence[str],
+        resident: Sequence[Mapping[str, int]],
+        stopped: NDArray[np.bool_],
+        page: int,
+    ) -> tuple[ClassReport, ...]:
+        """The configured classes; resident: bytes of each by tier name; stopped: bool[classes + 1];
+        page: bytes."""
+        return tuple(
+            ClassReport(
+                match=name,
+                resident=resident[index],
+                promoted=int(self.moved[Direction.PROMOTE][index]) * page,
+                demoted=int(self.moved[Direction.DEMOTE][index]) * page,
+                wasted=int(self.waste.pages[index]) * page,
+                stopped=bool(stopped[index]),
+            )
+            for index, name in enumerate(match)
+        )
 
 
 def hit_ratio(tiers: Sequence[TierHeat]) -> float | None:
