@@ -427,6 +427,7 @@ def test_explain_tells_looks_and_verdict() -> None:
     assert engine.explain(frame).verdict.startswith("promoted")
     assert engine.explain(frame + 50).verdict.startswith("stays")
     assert not engine.explain(frame + 2000).known
+    assert engine.explain(frame + 2000).neighbours == 1.0
     assert engine.explain(1).tier == ""
 
 

@@ -25,6 +25,7 @@ def explain(
     tier = topology.tier_of(node)
     state = heat.states(one)
     known = bool(state[0])
+    neighbours = float(heat.rate(one, state)[0] / heat.forecast.rate(state)[0]) if known else 1.0
     looks = f"{int(state[0]) & 15:04b}".replace("1", "A").replace("0", ".") if known else ""
     return Explanation(
         pfn=pfn,
@@ -35,13 +36,19 @@ def explain(
         share=float(1 - np.exp(-rate(state)[0])),
         rate=float(rate(state)[0]),
         error=float(rate_bound(state, 1)[0] - rate(state)[0]) if known else 0.0,
+        neighbours=neighbours,
         threshold=threshold,
-        verdict=_verdict(one, tier, state, reader, threshold),
+        verdict=_verdict(one, tier, state, neighbours, reader, threshold),
     )
 
 
 def _verdict(
-    pfn: Pfns, tier: int, state: NDArray[np.uint16], reader: PageReader, threshold: float
+    pfn: Pfns,
+    tier: int,
+    state: NDArray[np.uint16],
+    neighbours: float,
+    reader: PageReader,
+    threshold: float,
 ) -> str:
     if tier < 0:
         return "stays: it is in no tier"
@@ -55,6 +62,6 @@ def _verdict(
         return "first to go when room is needed" if colder else "stays: it is hot"
     if recent(state)[0] < DOOR:
         return f"stays: accessed in fewer than {DOOR} of its last 4 looks"
-    if rate(state)[0] < threshold:
+    if neighbours * rate(state)[0] < threshold:
         return "promoted if there is free room: colder than the threshold"
     return "promoted: hotter than the threshold"

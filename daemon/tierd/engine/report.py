@@ -140,6 +140,8 @@ class Explanation:
     rate: float
     """Accesses per window, and its standard error."""
     error: float
+    neighbours: float
+    """What the frames around it multiply the rate by when it may be promoted."""
     threshold: float
     """Accesses per window from which a frame belongs in the fastest tier."""
     verdict: str

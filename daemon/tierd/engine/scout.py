@@ -22,6 +22,12 @@ from tierd.topology import Topology
 SEARCH_SHARE: Final = 4
 """Candidates looked up per page that the budget allows: some are refused."""
 
+CHOICE: Final = 4
+"""Candidates by their own heat from which one is chosen by its neighbours' as well."""
+
+READ_PER_CHOICE: Final = 512
+"""Frames that a search could read for what it costs to find out about one's neighbours, about."""
+
 REFUSALS: Final = {
     PageReason.FREE: Reason.STALE,
     PageReason.KERNEL: Reason.STALE,
@@ -52,7 +58,7 @@ MOST_DRAWN: Final = 1 << 16
 MOST_WATCHED: Final = 2048
 """Pages that were wanted of which is known whether they are still accessed."""
 
-PERSISTS: Final = 0.65
+PERSISTS: Final = 0.75
 """Of the pages accessed again in two looks in a row as a rule: the share for a pattern to go on."""
 
 ENOUGH_ASKED: Final = 16
@@ -111,8 +117,8 @@ class Scout:
         slow = [node for tier in tiers[target.fast + 1 :] for node in tier.nodes]
         fast = tiers[target.fast].nodes
         wanted = SEARCH_SHARE * limits.promote if tiers[target.fast].targets else 0
-        hot = self._heat.search.hottest(slow, min(wanted, self.most), level_state(1), DOOR)
-        hot_folios = self._describe(hot, slow, fast, Direction.PROMOTE, rules, now)
+        hot, rate = self._hottest(slow, min(wanted, self.most))
+        hot_folios = self._describe(hot, rate, slow, fast, Direction.PROMOTE, rules, now)
         guests = len(hot)
         # Of several nodes a cpuset may allow just one that is full; a class has limits of its own.
         if len(fast) == 1 and not self._book.classes:
@@ -130,14 +136,25 @@ class Scout:
             cold = self._add_nodes(cold, target.need, len(hot), due)
         if cold_evidence and guests:
             cold = self._add_large(cold, fast, hot_folios)
-        cold_folios = self._describe(cold, fast, slow, Direction.DEMOTE, rules, now)
+        rate = self._heat.forecast.rate(cold.state)
+        cold_folios = self._describe(cold, rate, fast, slow, Direction.DEMOTE, rules, now)
         if cold_evidence:
             over = self._drawn_over_cap(fast, grants, limits)
-            more = self._describe(over, fast, slow, Direction.DEMOTE, rules, now)
+            rate = self._heat.forecast.rate(over.state)
+            more = self._describe(over, rate, fast, slow, Direction.DEMOTE, rules, now)
             cold_folios = cold_folios.joined(more.only(grants.resident > grants.cap))
         if target.fast == 0:
             self._compare(hot_folios, target.rate)
         return hot_folios, cold_folios
+
+    def _hottest(self, nodes: Sequence[int], count: int) -> tuple[Candidates, NDArray[np.float64]]:
+        """The best `count` of several times as many candidates, and their rates. What is known of
+        a frame by its neighbours costs less than asking the kernel about it."""
+        most = max(count, min(CHOICE * count, self._heat.search.limit // READ_PER_CHOICE))
+        found = self._heat.search.hottest(nodes, most, level_state(1), DOOR)
+        rate = self._heat.rate(found.pfn, found.state)
+        best = np.argsort(-rate, kind="stable")[:count]
+        return Candidates(found.pfn[best], found.state[best]), rate[best]
 
     def _drawn_over_cap(self, fast: Sequence[int], grants: Owners, limits: Limits) -> Candidates:
         """Frames drawn at random, enough that those of classes above their cap are among them:
@@ -175,13 +192,15 @@ class Scout:
     def _describe(
         self,
         found: Candidates,
+        rate: NDArray[np.float64],
         sources: Sequence[int],
         targets: Sequence[int],
         direction: Direction,
         rules: Migration,
         now: float,
     ) -> Folios:
-        """Candidates as they are now; what is gone is forgotten."""
+        """Candidates as they are now, and the rates that are expected of them (float64[n], accesses
+        per window); what is gone is forgotten."""
         if not len(found):
             return Folios.none(targets)
         order = np.argsort(found.pfn)
@@ -189,10 +208,9 @@ class Scout:
         info = self._reader.describe(asked)
         if not (self._book.table.known(info.cgroup) | (info.cgroup == 0)).all():
             self._book.refresh(now=True)
-        state = found.state[order]
-        if len(info.pfn) < len(asked):
-            state = np.zeros(len(info.pfn), np.uint16)
-            np.maximum.at(state, info.index, found.state[order])
+        state, heat = np.zeros(len(info.pfn), np.uint16), np.zeros(len(info.pfn))
+        np.maximum.at(state, info.index, found.state[order])
+        np.maximum.at(heat, info.index, rate[order])
         refused = self._standing(info.pfn, direction, now - rules.min_residency)
         for why, reason in REFUSALS.items():
             refused[info.reason == why] = code(reason)
@@ -207,7 +225,7 @@ class Scout:
             pages=info.pages,
             node=info.node,
             state=state,
-            rate=self._heat.forecast.rate(state),
+            rate=heat,
             owner=table.classes(info.cgroup),
             refused=refused,
             allowed={
@@ -261,7 +279,7 @@ class Scout:
         self._usual = np.maximum(self._usual * USUAL_MEMORY, share)
         self._persists = again >= PERSISTS * self._usual * asked
         stays = recent(state) > 0
-        fresh = np.flatnonzero(hot.rate >= threshold)
+        fresh = np.flatnonzero(self._heat.forecast.rate(hot.state) >= threshold)
         fresh = fresh[:: len(fresh) // MOST_WATCHED + 1]
         pfn = np.concatenate([hot.pfn[fresh], pfn[stays]])
         owner = np.concatenate([np.where(hot.owner < 0, n - 1, hot.owner)[fresh], owner[stays]])

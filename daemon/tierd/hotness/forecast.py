@@ -77,10 +77,13 @@ class Forecast:
 
     def rate(self, state: NDArray[np.uint16]) -> NDArray[np.float64]:
         """float64[n]: accesses per window to be expected of frames in `state`, 0 of unknown
-        ones. Yes/no windows saturate, rates do not."""
-        share = np.minimum(self.table[_CELL[state]], Q_MAX / Q_ONE)
-        rate: NDArray[np.float64] = -np.log1p(-share)
-        return rate
+        ones."""
+        return rate_of(self.share(state))
+
+    def share(self, state: NDArray[np.uint16]) -> NDArray[np.float64]:
+        """float64[n]: share of the looks at frames in `state` that will find them accessed."""
+        share: NDArray[np.float64] = self.table[_CELL[state]]
+        return share
 
     def learn(self, changed: float = 0.0) -> None:
         """Make the forecasts of the next pass from what has been entered, as soon as that is
@@ -104,6 +107,13 @@ class Forecast:
         self.table = share.reshape(-1)
 
 
+def rate_of(share: NDArray[np.float64]) -> NDArray[np.float64]:
+    """float64[n]: accesses per window where such a share of the windows sees one. Yes/no windows
+    saturate, rates do not."""
+    rate: NDArray[np.float64] = -np.log1p(-np.minimum(share, Q_MAX / Q_ONE))
+    return rate
+
+
 def _share(
     looks: NDArray[np.float64], hits: NDArray[np.float64], prior: NDArray[np.float64]
 ) -> NDArray[np.float64]:
@@ -111,10 +121,10 @@ def _share(
     weight = looks + PRIOR
     value = (hits + PRIOR * prior) / weight
     kinds = (value.reshape(LEVELS, -1).T, weight.reshape(LEVELS, -1).T)
-    return _rising(*kinds).T.reshape(looks.shape)
+    return rising(*kinds).T.reshape(looks.shape)
 
 
-def _rising(value: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
+def rising(value: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
     """Isotonic regression of each row (pool adjacent violators): the nearest values that never
     fall.
 

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tierd.host import NO_PFN, Pfns, Span, frames_from
-from tierd.hotness.forecast import Forecast
+from tierd.hotness.company import Company
+from tierd.hotness.forecast import Forecast, rate_of
 from tierd.hotness.search import Search
 from tierd.hotness.state import (
     KNOWN_FROM,
@@ -36,6 +37,10 @@ FEW_CHUNKS: Final = 4
 
 STEP: Final = 16
 """One frame in so many of a large batch is learned from, on a machine with many."""
+
+ENOUGH: Final = 512
+"""Frames of a batch in one chunk from which on a machine with many it is worth the while to learn
+what their neighbours say of them."""
 
 _SHIFT: Final = np.uint16(Q_SHIFT)
 
@@ -66,6 +71,7 @@ class HeatMap:
         """The last pass for which there is a table of all transitions."""
         self._hazards = 0, 0
         self.forecast = Forecast(self._store.frames)
+        self._company = Company(self._store, self.forecast)
 
     # -- what is known ---------------------------------------------------------------------
 
@@ -82,6 +88,16 @@ class HeatMap:
         """uint16[n]: state of each frame, in any order; 0 (unknown) outside all spans."""
         return self._store.states(pfn)
 
+    def rate(self, pfn: Pfns, state: NDArray[np.uint16]) -> NDArray[np.float64]:
+        """float64[n]: accesses per window to be expected of frames (in any order) in `state`, by
+        that and by their neighbours."""
+        share = self.forecast.share(state)
+        for chunk, rows, offset in self._store.located(pfn):
+            order = np.argsort(offset)
+            rows, offset = rows[order], offset[order]
+            share[rows] *= self._company.factor(chunk, offset, state[rows])
+        return rate_of(share)
+
     # -- what changes it -------------------------------------------------------------------
 
     def tick(self, cooling: float = 0.0, heating: float = 0.0) -> None:
@@ -91,6 +107,7 @@ class HeatMap:
         self._pass += 1
         self.search.begin()
         self.forecast.learn(cooling)
+        self._company.learn()
         self._hazards = hazard_of(cooling), hazard_of(heating)
 
     def observe(
@@ -141,13 +158,9 @@ class HeatMap:
                 where = (part - start).view(np.int64)
             old = states[where]
             new = self._after(old, hit)
-            # Of a large batch a part is enough to learn from; the numbers are for all of it.
-            step = STEP if len(old) >= PIECE // 2 and self._many else 1
             if learn:
-                known = self.forecast.enter(old[::step], hit[::step])
-                settled += step * known[0]
-                expected += step * known[1]
-                met += step * known[2]
+                known = self._learn(chunk, part, old, hit)
+                settled, expected, met = settled + known[0], expected + known[1], met + known[2]
             if not recount:
                 change -= np.bincount(old >> _SHIFT, minlength=Q_ONE)
                 change += np.bincount(new >> _SHIFT, minlength=Q_ONE)
@@ -159,6 +172,21 @@ class HeatMap:
             self._store.shift(chunk, _fold(change), looks=True)
         accessed = int(np.count_nonzero(weight))
         return Seen(int(self._store.node[chunk]), n, accessed, settled, expected, met)
+
+    def _learn(
+        self, chunk: int, pfn: Pfns, state: NDArray[np.uint16], hit: NDArray[np.bool_]
+    ) -> tuple[int, float, int]:
+        """What outcomes of looks at some frames of a chunk say of their states and of their
+        company; returns what `Forecast.enter` does. Of a large batch a part is enough to learn
+        from; the numbers are for all of it."""
+        step = STEP if len(state) >= PIECE // 2 and self._many else 1
+        count = len(state) // step
+        if (len(state) >= ENOUGH or not self._many) and self._company.wants(count):
+            these = slice(self._pass % step * count, (self._pass % step + 1) * count)
+            offset = pfn[these].astype(np.int64) - self._store.start[chunk]
+            self._company.enter(chunk, offset, state[these], hit[these])
+        settled, expected, met = self.forecast.enter(state[::step], hit[::step])
+        return step * settled, step * expected, step * met
 
     def move(self, old: Pfns, new: Pfns) -> None:
         """The data of each frame `old` is now in frame `new` (NO_PFN where nobody knows): its
