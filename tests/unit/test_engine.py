@@ -457,3 +457,19 @@ def test_the_cpu_share_holds_though_decisions_come_in_bursts() -> None:
     begun = machine.used
     run(engine, machine, 200)
     assert 0.9 * 0.03 < (machine.used - begun) / 200 <= 1.02 * 0.03
+
+
+def test_making_forecasts_comes_out_of_the_cpu_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Bursts(frames=64)
+    engine = engine_for(machine)
+    tick = engine._heat.tick
+
+    def slow(cooling: float = 0.0, heating: float = 0.0) -> None:
+        machine.used += 0.003
+        tick(cooling, heating)
+
+    monkeypatch.setattr(engine._heat, "tick", slow)
+    run(engine, machine, 20)
+    begun = machine.used
+    run(engine, machine, 200)
+    assert 0.9 * 0.03 < (machine.used - begun) / 200 <= 1.02 * 0.03

@@ -142,8 +142,9 @@ class Engine:
         self._since = None  # not counted twice should this cycle fail
         if self.watcher is not None:
             self.watcher.begin(now.started, pressure)
-        self._look(tally)
+        sampled = self._look(tally)
         at = self._clock(tally, "sample", at)
+        self._budget.overhead(max(tally.cpu["sample"].total - sampled, 0.0))
         tiers = self._tiers(tally.seen)
         self._targets = decide(tiers, self._changes)
         self._book.refresh()
@@ -200,7 +201,9 @@ class Engine:
 
     # -- sampling --------------------------------------------------------------------------
 
-    def _look(self, tally: Tally) -> None:
+    def _look(self, tally: Tally) -> float:
+        """Returns CPU seconds that samplers took, with what is made of their batches."""
+        spent = 0.0
         first = self._targets[0] if self._targets else None
         self._heat.tick(first.cooling if first else 0.0, first.heating if first else 0.0)
         for sampler in self._samplers:
@@ -219,8 +222,11 @@ class Engine:
                 self._cold_evidence |= batch.cold_evidence
                 if self.watcher is not None:
                     self.watcher.saw(batch)
-            self._budget.spent(0, 0, (self._host.cpu_times() - before).total)
+            used = (self._host.cpu_times() - before).total
+            self._budget.spent(0, 0, used)
+            spent += used
             tally.sampled(sampler.status(), seen, lost)
+        return spent
 
     def _clock(self, tally: Tally, phase: str, since: CpuTimes) -> CpuTimes:
         now = self._host.cpu_times()
