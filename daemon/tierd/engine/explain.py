@@ -25,7 +25,7 @@ def explain(
     tier = topology.tier_of(node)
     state = heat.states(one)
     known = bool(state[0])
-    neighbours = float(heat.rate(one, state)[0] / heat.forecast.rate(state)[0]) if known else 1.0
+    neighbours = float(heat.neighbours(one, state)[0]) if tier > 0 else 1.0
     looks = f"{int(state[0]) & 15:04b}".replace("1", "A").replace("0", ".") if known else ""
     return Explanation(
         pfn=pfn,

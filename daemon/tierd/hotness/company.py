@@ -21,7 +21,7 @@ from tierd.hotness.state import KNOWN_FROM, recent
 from tierd.hotness.store import Store
 
 GROUP: Final = 64
-"""Frames that are company for one another, at most; one word of the idle bitmap."""
+"""Frames that are company for one another, aligned; a word of the idle bitmap."""
 
 LEAST: Final = 8
 """Known neighbours from which they are asked."""
@@ -34,15 +34,26 @@ KINDS: Final = 8
 octaves; the outer ones are open."""
 
 PRIOR: Final = 64.0
-"""Accesses' worth of trust in the frame's own state alone while a kind is new."""
+"""Accesses' worth of trust in 1 for a kind of company, and in that for a kind of frame in it."""
 
 MOST: Final = 16_384
-"""Looks in a pass that it is learned from, about: more would tell little more."""
+"""Looks in a pass that it is learned from at most: more would tell little more."""
 
-FADE: Final = 0.9
-"""What is left of the memory after a pass."""
+MEMORY: Final = 10 * MOST
+"""Looks that are remembered of each node: new ones push old ones out."""
 
-_LOOKS: Final = 4
+LITTLE: Final = 0.05
+"""Neighbours that correct the accesses of their node by less than this share on average are
+strangers."""
+
+LOOKS: Final = 4
+"""Outcomes that a state remembers. Those of a frame that had fewer looks yet count as idle: memory
+that is looked at for the first time seems colder than it is for three looks."""
+
+_OF_A_WORD: Final = 4
+"""States in 64 bits."""
+_LANES: Final = np.uint64(0x0001_0001_0001_0001)
+_REST: Final = np.uint64(0x7FFF_7FFF_7FFF_7FFF)
 
 
 class Company:
@@ -52,23 +63,37 @@ class Company:
     def __init__(self, store: Store, forecast: Forecast) -> None:
         self._store = store
         self._forecast = forecast
-        nodes = int(store.node.max(initial=-1)) + 1
-        shape = (nodes, OWN, KINDS)
+        self._nodes = np.unique(store.node)
+        shape = (len(self._nodes), OWN, KINDS)
         self._expected, self._met = np.zeros(shape), np.zeros(shape)
-        self._new = np.zeros((2, *shape))
+        self._around = np.zeros((2, len(self._nodes)))
+        """Of the last looks at the neighbours in those looks how many found them accessed, and how
+        many there were."""
         self._factors = np.ones(shape)
-        self._usual = np.zeros(nodes)
-        """Share of the last looks that found frames accessed, by node; 0 is not known."""
-        self._seen = np.zeros((2, nodes))
-        self._offered, self._part, self._due = 0, 1.0, 0.0
+        self._telling = np.zeros(len(self._nodes), np.bool_)
+        self._begin()
+        self._part = 1.0
+
+    def _begin(self) -> None:
+        self._new = np.zeros((2, *self._expected.shape))
+        self._new_looks = np.zeros(len(self._nodes))
+        self._new_around = np.zeros_like(self._around)
+        self._offered, self._entered, self._due = 0, 0, 0.0
+
+    @property
+    def tells(self) -> bool:
+        """Whether neighbours on any node have told more than chance would."""
+        return bool(self._telling.any())
 
     def wants(self, looks: int) -> bool:
-        """Whether to enter a batch of so many looks; evenly over a pass."""
+        """Whether to enter a batch of so many looks; as evenly over a pass as the last one lets
+        foresee."""
         self._offered += looks
         self._due += looks * self._part
-        if self._due < looks:
+        if self._due < looks or self._entered + looks > MOST:
             return False
         self._due -= looks
+        self._entered += looks
         return True
 
     def enter(
@@ -78,84 +103,114 @@ class Company:
         state: NDArray[np.uint16],
         hit: NDArray[np.bool_],
     ) -> None:
-        """Learn from looks at frames of a chunk (sorted offsets) that were in `state` before them.
-        The chunk has these states yet."""
-        accessed, looks = self._around(chunk, offset, state)
-        told = (state >= KNOWN_FROM) & (looks >= LEAST * _LOOKS)
-        node = int(self._store.node[chunk])
-        self._seen[:, node] += accessed[told].sum(), looks[told].sum()
-        if not self._usual[node]:
+        """Learn from looks at frames of a chunk, which has their states from before the looks yet.
+        offset: int64[n], sorted; state: uint16[n]; hit: bool[n]."""
+        accessed, looks = self._neighbours(chunk, offset, state)
+        told = looks >= LEAST * LOOKS
+        accessed, looks, state = accessed[told], looks[told], state[told]
+        row = self._row(chunk)
+        self._new_around[:, row] += accessed.sum(), looks.sum()
+        self._new_looks[row] += len(looks)
+        if not self._around[0, row]:
             return
-        share = self._forecast.share(state[told])
-        kind = self._kind(node, share, accessed[told], looks[told])
+        share = self._forecast.share(state)
+        kind = self._kind(row, share, accessed, looks)
         for new, weight in zip(self._new, (share, hit[told]), strict=True):
-            new[node] += np.bincount(kind, weight, OWN * KINDS).reshape(OWN, KINDS)
+            new[row] += np.bincount(kind, weight, OWN * KINDS).reshape(OWN, KINDS)
 
     def learn(self) -> None:
         """Make the factors of the next pass from what has been entered."""
-        accessed, looks = self._seen
-        self._usual = np.where(looks > 0, accessed / np.maximum(looks, 1), self._usual)
-        self._seen[:] = 0
-        self._part = min(1.0, MOST / max(self._offered, 1))
-        self._offered = 0
-        for node in np.flatnonzero(self._new[0].any(axis=(1, 2))).tolist():
-            expected, met = self._new[:, node]
-            self._expected[node] = FADE * self._expected[node] + expected
-            self._met[node] = FADE * self._met[node] + met
-            expected, met = self._expected[node], self._met[node]
-            # What states mean on this node is not the neighbours' doing.
-            expected = expected * (met.sum(axis=1) + PRIOR)[:, None]
-            expected /= (self._expected[node].sum(axis=1) + PRIOR)[:, None]
-            alike = (met.sum(axis=0) + PRIOR) / (expected.sum(axis=0) + PRIOR)
-            weight = expected + PRIOR
-            # Hotter neighbours never mean less: what looks like that is chance.
-            self._factors[node] = rising((met + PRIOR * alike) / weight, weight)
-        self._new[:] = 0
+        if self._offered:
+            self._part = min(1.0, MOST / self._offered)
+        for row in np.flatnonzero(self._new_looks).tolist():
+            keep = 1 - self._new_looks[row] / MEMORY
+            self._around[:, row] = keep * self._around[:, row] + self._new_around[:, row]
+            self._expected[row] = keep * self._expected[row] + self._new[0, row]
+            self._met[row] = keep * self._met[row] + self._new[1, row]
+            self._factors[row] = _factors(self._expected[row], self._met[row])
+            corrected = (np.abs(self._factors[row] - 1) * self._expected[row]).sum()
+            self._telling[row] = corrected > LITTLE * self._expected[row].sum()
+        self._begin()
 
     def factor(
         self, chunk: int, offset: NDArray[np.int64], state: NDArray[np.uint16]
     ) -> NDArray[np.float64]:
-        """float64[n]: by how much more frames of a chunk (sorted offsets) are accessed than their
-        states say; 1 where too little is known of their neighbours, or of what that means."""
-        node = int(self._store.node[chunk])
+        """float64[n]: by how much more frames of a chunk (offset: int64[n], sorted; state:
+        uint16[n]) are accessed than their states say; 1 where too little is known of their
+        neighbours, or of what that means."""
+        row = self._row(chunk)
         result = np.ones(len(state))
-        if self._usual[node]:
-            accessed, looks = self._around(chunk, offset, state)
-            told = looks >= LEAST * _LOOKS
+        if self._telling[row]:
+            accessed, looks = self._neighbours(chunk, offset, state)
+            told = looks >= LEAST * LOOKS
             share = self._forecast.share(state[told])
-            kind = self._kind(node, share, accessed[told], looks[told])
-            result[told] = self._factors[node].reshape(-1)[kind]
+            kind = self._kind(row, share, accessed[told], looks[told])
+            result[told] = self._factors[row].reshape(-1)[kind]
         return result
 
-    def _around(
+    def _row(self, chunk: int) -> int:
+        return int(np.searchsorted(self._nodes, self._store.node[chunk]))
+
+    def _neighbours(
         self, chunk: int, offset: NDArray[np.int64], state: NDArray[np.uint16]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """int64[n] each: of the last four looks at each known neighbour how many found it accessed,
-        and how many there were."""
+        and how many there were. None where a group is cut short by the chunk's ends."""
         frames = self._store.of(chunk)
-        group = offset // GROUP
-        first = np.flatnonzero(np.diff(group, prepend=-1))
-        begin = np.minimum(group[first] * GROUP, max(len(frames) - GROUP, 0))
-        within = np.minimum(begin[:, None] + np.arange(GROUP), len(frames) - 1)
-        there = frames[within]
-        accessed = recent(there).sum(axis=1, dtype=np.int64)
-        looks = _LOOKS * np.count_nonzero(there >= KNOWN_FROM, axis=1)
+        before = -int(self._store.start[chunk]) % GROUP
+        whole = max(len(frames) - before, 0) // GROUP
+        group = (offset - before) // GROUP
+        first = np.flatnonzero(np.diff(group, prepend=-2))
         each = np.repeat(np.arange(len(first)), np.diff(first, append=len(group)))
-        own = _LOOKS * (state >= KNOWN_FROM)
-        return accessed[each] - recent(state), looks[each] - own
+        asked = group[first]
+        there = (asked >= 0) & (asked < whole)
+        sums = np.zeros((2, len(first)), np.int64)
+        words = frames[before : before + whole * GROUP].view(np.uint64)
+        sums[:, there] = _sums(words.reshape(whole, GROUP // _OF_A_WORD)[asked[there]])
+        accessed, looks = sums[0][each], sums[1][each]
+        own = (state >= KNOWN_FROM) & there[each]
+        return accessed - recent(state) * own, looks - LOOKS * own
 
     def _kind(
         self,
-        node: int,
+        row: int,
         share: NDArray[np.float64],
         accessed: NDArray[np.int64],
         looks: NDArray[np.int64],
     ) -> NDArray[np.intp]:
-        """intp[n]: kind of frame and company, below OWN * KINDS. Those that were not accessed at
-        all are of the first kind."""
+        """intp[n]: kind of frame and company, below OWN * KINDS. Company that was not accessed at
+        all is of the first kind."""
+        usual = self._around[0, row] / self._around[1, row]
         own = np.floor(np.log2(np.maximum(share, 2.0**-OWN))) + OWN
-        more = np.maximum(accessed, 0.25) / looks / self._usual[node]
+        more = np.maximum(accessed, 1 / 4) / looks / usual
         kind = np.floor(2 * np.log2(more)) + KINDS // 2
         own, kind = np.clip(own, 0, OWN - 1), np.clip(kind, 0, KINDS - 1)
         index: NDArray[np.intp] = (own * KINDS + kind).astype(np.intp)
         return index
+
+
+def _sums(words: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """uint64[n, 16], four states in each -> int64[n] each: accessed looks of the last four at all
+    that are known, and how many there were. 64 states are too many to look up one by one."""
+    known = ((((words & _REST) + _REST) | words) >> np.uint64(15)) & _LANES  # not 0
+    accessed = words & _LANES
+    for look in range(1, LOOKS):
+        accessed += (words >> np.uint64(look)) & _LANES
+    return _across(accessed), LOOKS * _across(known)
+
+
+def _across(lanes: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """int64[n]: sums of uint64[n, 16] with four counters of 16 bits in each."""
+    total: NDArray[np.uint64] = lanes.sum(axis=1, dtype=np.uint64)
+    return ((total * _LANES) >> np.uint64(48)).view(np.int64)
+
+
+def _factors(expected: NDArray[np.float64], met: NDArray[np.float64]) -> NDArray[np.float64]:
+    """float64[OWN, KINDS]: met over expected, by kinds with little experience as their company in
+    general, which leans on 1. Hotter neighbours never mean less: what looks like that is chance."""
+    # What states mean on this node is not the neighbours' doing.
+    own = (met.sum(axis=1) + PRIOR) / (expected.sum(axis=1) + PRIOR)
+    expected = expected * own[:, None]
+    alike = (met.sum(axis=0) + PRIOR) / (expected.sum(axis=0) + PRIOR)
+    weight = expected + PRIOR
+    return rising((met + PRIOR * alike) / weight, weight)

@@ -77,8 +77,10 @@ class Forecast:
 
     def rate(self, state: NDArray[np.uint16]) -> NDArray[np.float64]:
         """float64[n]: accesses per window to be expected of frames in `state`, 0 of unknown
-        ones."""
-        return rate_of(self.share(state))
+        ones. Yes/no windows saturate, rates do not."""
+        share = np.minimum(self.share(state), Q_MAX / Q_ONE)
+        rate: NDArray[np.float64] = -np.log1p(-share)
+        return rate
 
     def share(self, state: NDArray[np.uint16]) -> NDArray[np.float64]:
         """float64[n]: share of the looks at frames in `state` that will find them accessed."""
@@ -105,13 +107,6 @@ class Forecast:
         share = _share(looks, hits, pooled[:, :, None])
         share[0] = 0.0  # unknown
         self.table = share.reshape(-1)
-
-
-def rate_of(share: NDArray[np.float64]) -> NDArray[np.float64]:
-    """float64[n]: accesses per window where such a share of the windows sees one. Yes/no windows
-    saturate, rates do not."""
-    rate: NDArray[np.float64] = -np.log1p(-np.minimum(share, Q_MAX / Q_ONE))
-    return rate
 
 
 def _share(

@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tierd.host import NO_PFN, Pfns, Span, frames_from
-from tierd.hotness.company import Company
-from tierd.hotness.forecast import Forecast, rate_of
+from tierd.hotness.company import MOST, Company
+from tierd.hotness.forecast import Forecast
 from tierd.hotness.search import Search
 from tierd.hotness.state import (
     KNOWN_FROM,
     LEVEL_EDGES,
+    PHASES,
     Q_ONE,
     Q_SHIFT,
     STATES,
@@ -39,8 +40,7 @@ STEP: Final = 16
 """One frame in so many of a large batch is learned from, on a machine with many."""
 
 ENOUGH: Final = 512
-"""Frames of a batch in one chunk from which on a machine with many it is worth the while to learn
-what their neighbours say of them."""
+"""Frames of a batch in one chunk from which it is worth the while to learn what neighbours say."""
 
 _SHIFT: Final = np.uint16(Q_SHIFT)
 
@@ -88,15 +88,15 @@ class HeatMap:
         """uint16[n]: state of each frame, in any order; 0 (unknown) outside all spans."""
         return self._store.states(pfn)
 
-    def rate(self, pfn: Pfns, state: NDArray[np.uint16]) -> NDArray[np.float64]:
-        """float64[n]: accesses per window to be expected of frames (in any order) in `state`, by
-        that and by their neighbours."""
-        share = self.forecast.share(state)
-        for chunk, rows, offset in self._store.located(pfn):
+    def neighbours(self, pfn: Pfns, state: NDArray[np.uint16]) -> NDArray[np.float64]:
+        """float64[n]: by how much more frames (uint64[n], in any order) in `state` (uint16[n]) are
+        expected to be accessed because of those around them."""
+        factor = np.ones(len(pfn))
+        for chunk, rows, offset in self._store.located(pfn) if self._company.tells else ():
             order = np.argsort(offset)
-            rows, offset = rows[order], offset[order]
-            share[rows] *= self._company.factor(chunk, offset, state[rows])
-        return rate_of(share)
+            rows = rows[order]
+            factor[rows] = self._company.factor(chunk, offset[order], state[rows])
+        return factor
 
     # -- what changes it -------------------------------------------------------------------
 
@@ -180,9 +180,10 @@ class HeatMap:
         company; returns what `Forecast.enter` does. Of a large batch a part is enough to learn
         from; the numbers are for all of it."""
         step = STEP if len(state) >= PIECE // 2 and self._many else 1
-        count = len(state) // step
-        if (len(state) >= ENOUGH or not self._many) and self._company.wants(count):
-            these = slice(self._pass % step * count, (self._pass % step + 1) * count)
+        count = min(len(state) // step, MOST)
+        if len(state) >= ENOUGH and self._company.wants(count):
+            begin = phase_of(self._pass) * (len(state) - count) // (PHASES - 1)
+            these = slice(begin, begin + count)
             offset = pfn[these].astype(np.int64) - self._store.start[chunk]
             self._company.enter(chunk, offset, state[these], hit[these])
         settled, expected, met = self.forecast.enter(state[::step], hit[::step])
