@@ -154,7 +154,7 @@ def test_no_more_is_learned_in_a_pass_than_is_worth_the_while() -> None:
     company.learn()  # a pass without looks
     wanted = [company.wants(1024) for _ in range(1000)]
     assert sum(wanted) == pytest.approx(MOST // 1024, abs=1)
-    assert np.diff(np.flatnonzero(wanted)).max() < 80  # from all over the pass
+    assert np.diff(np.flatnonzero(wanted)).max() < 200  # from all over the pass
 
 
 def test_old_experience_makes_room_for_new() -> None:

@@ -36,11 +36,14 @@ octaves; the outer ones are open."""
 PRIOR: Final = 64.0
 """Accesses' worth of trust in 1 for a kind of company, and in that for a kind of frame in it."""
 
-MOST: Final = 16_384
+MOST: Final = 8192
 """Looks in a pass that it is learned from at most: more would tell little more."""
 
 MEMORY: Final = 10 * MOST
 """Looks that are remembered of each node: new ones push old ones out."""
+
+ENOUGH: Final = 1024
+"""Looks from which it is worth the while to learn from them."""
 
 LITTLE: Final = 0.05
 """Neighbours that correct the accesses of their node by less than this share on average are
@@ -71,13 +74,10 @@ class Company:
         many there were."""
         self._factors = np.ones(shape)
         self._telling = np.zeros(len(self._nodes), np.bool_)
-        self._begin()
-        self._part = 1.0
-
-    def _begin(self) -> None:
-        self._new = np.zeros((2, *self._expected.shape))
+        self._new = np.zeros((2, *shape))
         self._new_looks = np.zeros(len(self._nodes))
         self._new_around = np.zeros_like(self._around)
+        self._part = 1.0
         self._offered, self._entered, self._due = 0, 0, 0.0
 
     @property
@@ -122,7 +122,8 @@ class Company:
         """Make the factors of the next pass from what has been entered."""
         if self._offered:
             self._part = min(1.0, MOST / self._offered)
-        for row in np.flatnonzero(self._new_looks).tolist():
+        self._offered, self._entered, self._due = 0, 0, 0.0
+        for row in np.flatnonzero(self._new_looks >= ENOUGH).tolist():
             keep = 1 - self._new_looks[row] / MEMORY
             self._around[:, row] = keep * self._around[:, row] + self._new_around[:, row]
             self._expected[row] = keep * self._expected[row] + self._new[0, row]
@@ -130,7 +131,7 @@ class Company:
             self._factors[row] = _factors(self._expected[row], self._met[row])
             corrected = (np.abs(self._factors[row] - 1) * self._expected[row]).sum()
             self._telling[row] = corrected > LITTLE * self._expected[row].sum()
-        self._begin()
+            self._new[:, row] = self._new_around[:, row] = self._new_looks[row] = 0
 
     def factor(
         self, chunk: int, offset: NDArray[np.int64], state: NDArray[np.uint16]
