@@ -431,6 +431,22 @@ def test_explain_tells_looks_and_verdict() -> None:
     assert engine.explain(1).tier == ""
 
 
+def test_explain_tells_what_neighbours_make_of_what_may_be_promoted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine = Machine()
+    machine.fill(FAST, 100, 0)
+    machine.fill(SLOW, 100, 100)
+    machine.hot[:] = True
+    engine = engine_for(machine, mode=Mode.OBSERVE)
+    run(engine, machine, 4)
+    monkeypatch.setattr(engine._heat, "neighbours", lambda pfn, state: np.full(len(pfn), 1e-9))
+    slow = engine.explain(machine.base + machine.frames)
+    assert slow.neighbours == 1e-9
+    assert slow.verdict == "promoted if there is free room: colder than the threshold"
+    assert engine.explain(machine.base).neighbours == 1.0
+
+
 class Bursts(Machine):
     """Every tenth cycle deciding takes 0.1 s of CPU time; sampling takes all it is given."""
 
