@@ -34,7 +34,6 @@ SHARE = 0.03
 """Of one core: the default of the policy, at which CPU and memory are measured."""
 SCRAPES = 400
 MINUTES = 5.0
-"""Decisions may owe some cycles' worth of the share at the end, each 0.3 % of it in so long."""
 FIND = 1500
 """Cycles to wait for the new hot set."""
 
