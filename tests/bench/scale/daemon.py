@@ -189,8 +189,8 @@ class Stages:
             yield
 
     def _paid(self) -> Generator[None, State, None]:
-        """Until decisions owe nothing: on the largest machines one costs more than its part of
-        twenty cycles' share, and is paid in the cycles after it."""
+        """Until decisions are paid but for a cycle's worth: on the largest machines one costs more
+        than its part of twenty cycles' share, and is paid in the cycles after it."""
         for _ in range(MOST_OWING):
             if not self._owes:
                 break
@@ -198,7 +198,7 @@ class Stages:
 
     @property
     def _owes(self) -> bool:
-        return self._engine._budget._owed > 0
+        return self._engine._budget.in_arrears(urgent=False)
 
     def _measure(self) -> Generator[None, State, None]:
         host, spec = self._host, self._spec
