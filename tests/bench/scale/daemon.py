@@ -7,7 +7,6 @@ through stages by its callback after each cycle. Prints one JSON object per line
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import signal
@@ -48,8 +47,7 @@ HUGE_AT_ONCE = 64
 SETTLE = 30
 """Cycles between two stages."""
 MOST_OWING = 120
-"""Cycles that it is waited for decisions to be paid, at the start and the end of what is
-measured."""
+"""Cycles that it is waited for a decision at most, at the start and the end of what is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,30 +186,20 @@ class Stages:
         for _ in range(SETTLE):
             yield
 
-    def _paid(self) -> Generator[None, State, None]:
-        """Until decisions are paid but for a cycle's worth: on the largest machines one costs more
-        than its part of twenty cycles' share, and is paid in the cycles after it."""
-        for _ in range(MOST_OWING):
-            if not self._owes:
-                break
-            yield
-
-    @property
-    def _owes(self) -> bool:
-        return self._engine._budget.in_arrears(urgent=False)
-
     def _measure(self) -> Generator[None, State, None]:
         host, spec = self._host, self._spec
-        yield from self._paid()
+        # From one decision to another: each leaves a debt that is paid in the cycles after it.
+        for _ in range(MOST_OWING):
+            state = yield
+            if state.report is not None and not state.report.deferred:
+                break
         # Nor does what was saved up before belong to these minutes: up to 4 cycles' worth.
         self._engine._budget._cpu._tokens = min(self._engine._budget._cpu._tokens, 0.0)
         phases: dict[str, float] = {}
         durations, latencies = [], []
         before, began = host.cpu_times(), host.monotonic()
         moved = 0
-        for cycle in itertools.count():
-            if cycle >= spec.cycles + MOST_OWING * self._owes:
-                break
+        for cycle in range(1, spec.cycles + MOST_OWING + 1):
             state = yield
             report = state.report
             assert report is not None
@@ -220,6 +208,8 @@ class Stages:
             latencies.append(sum(times.total for times in report.cpu.values()))
             durations.append(report.duration)
             moved += sum(flow.moved for flow in report.flows)
+            if cycle >= spec.cycles and not report.deferred:
+                break
         used, seconds = host.cpu_times() - before, host.monotonic() - began
         tell(
             "measured",
