@@ -95,8 +95,8 @@ def test_uniform_access_is_left_alone(guest: Guest, service: Service) -> None:
             break
     else:
         raise AssertionError("after 100 cycles pages still move")
-    # 342 to 624 MiB in five runs, the most where other work slowed the guest's host.
-    assert watch.moved < 3 * DRAM * MIB
+    # 342 to 624 MiB in five runs, 947 MiB where much other work slowed the guest's host.
+    assert watch.moved < 4 * DRAM * MIB
     assert load.bad_pages() == 0
 
 
