@@ -47,6 +47,12 @@ def test_measures(trial: Trial) -> None:
     assert found.stall == 0.5
 
 
+def test_what_came_at_once_was_not_moved_for_nothing(trial: Trial) -> None:
+    at_once = sample(11_000, (PAGES, PAGES // 2), PAGES + PAGES // 2, 11)
+    trial.samples = [at_once if each.ms == 11_000 else each for each in trial.samples]
+    assert measure(trial).wasted_mib == 30 / 256
+
+
 def test_never_is_no_time(trial: Trial) -> None:
     trial.samples = [
         sample(each.ms, (PAGES * 8 // 10, 0), 0, each.way[0]) for each in trial.samples

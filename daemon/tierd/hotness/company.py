@@ -105,16 +105,15 @@ class Company:
     ) -> None:
         """Learn from looks at frames of a chunk, which has their states from before the looks yet.
         offset: int64[n], sorted; state: uint16[n]; hit: bool[n]."""
+        row = self._row(chunk)
         accessed, looks = self._neighbours(chunk, offset, state)
         told = looks >= LEAST * LOOKS
-        accessed, looks, state = accessed[told], looks[told], state[told]
-        row = self._row(chunk)
-        self._new_around[:, row] += accessed.sum(), looks.sum()
-        self._new_looks[row] += len(looks)
+        self._new_around[:, row] += accessed[told].sum(), looks[told].sum()
+        self._new_looks[row] += np.count_nonzero(told)
         if not self._around[0, row]:
             return
-        share = self._forecast.share(state)
-        kind = self._kind(row, share, accessed, looks)
+        share = self._forecast.share(state[told])
+        kind = self._kind(row, share, accessed[told], looks[told])
         for new, weight in zip(self._new, (share, hit[told]), strict=True):
             new[row] += np.bincount(kind, weight, OWN * KINDS).reshape(OWN, KINDS)
 

@@ -58,7 +58,8 @@ def measure(trial: Trial) -> Measures:
     losses = [1 - going / held for held, going in zip(trial.held, trial.going, strict=True)]
     quarters = quantiles(losses, n=4) if losses else None
     during = [p for p in trial.progress if trial.ready <= p.ms <= trial.end]
-    gained = _gained(start, 0) + _gained(jump, 1)
+    # A part may have come before the first sample of its phase; nothing was there before that.
+    gained = _gained([first, *start], 0) + _gained([*start[-1:], *jump], 1)
     return Measures(
         t90_start=_t90(start, 0, trial.ready),
         t90_jump=_t90(jump, 1, trial.jump),
