@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One measurement in a fresh process: `cost_child.py memory|scrape GIB`; prints one JSON line."""
+"""One measurement in a fresh process: `cost_child.py memory|huge|scrape GIB`; prints JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.still_host import GIB_FRAMES, StillHost
+from bench.still_host import GIB_FRAMES, HugeHost, StillHost
 from tierd import control, topology  # noqa: F401  (the daemon has it loaded, so it counts)
 from tierd.config import Config
 from tierd.engine import Engine
@@ -54,31 +54,38 @@ def cycle(host: StillHost, engine: Engine) -> tuple[int, int]:
 
 def memory(gib: int) -> dict[str, float]:
     """Resident bytes once every frame was looked at, and user CPU per frame looked at."""
-    frames = gib * GIB_FRAMES
+    return known(StillHost(gib * GIB_FRAMES), gib * GIB_FRAMES)
+
+
+def huge(gib: int) -> dict[str, float]:
+    """The same where all frames are those of huge pages."""
+    return known(HugeHost(gib * GIB_FRAMES), gib * GIB_FRAMES // 512)
+
+
+def known(host: StillHost, folios: int) -> dict[str, float]:
+    """A host of so many folios, after a look at each."""
     FOOTPRINT.share_one_arena()
-    host = StillHost(frames)
     exporter = Exporter("127.0.0.1:0")
     exporter.start()
     engine = engine_of(host)
     base = resident()
     cycles = 0
-    while engine_known(engine) < frames:
+    while engine_known(engine) < folios:
         cycle(host, engine)
         cycles += 1
-        assert cycles < 1000, f"{engine_known(engine)} of {frames} frames known after 1000 cycles"
+        assert cycles < 1000, f"{engine_known(engine)} of {folios} folios known after 1000 cycles"
     before, looked = host.cpu_times(), 0
-    while looked < min(frames, 64 * GIB_FRAMES):
+    while looked < min(folios, 64 * GIB_FRAMES):
         looked += cycle(host, engine)[0]
     used = host.cpu_times() - before
     with urllib.request.urlopen(url_of(exporter)) as answer:
         answer.read()
     return {
-        "gib": gib,
-        "frames": frames,
+        "folios": folios,
         "base_bytes": base,
         "resident_bytes": resident(),
         "cycles_to_know_all": cycles,
-        "own_ns_per_frame": used.total / looked * 1e9,
+        "own_ns_per_folio": used.total / looked * 1e9,
     }
 
 
@@ -118,9 +125,9 @@ def scrape(gib: int) -> dict[str, float]:
         worker.join()
         exporter.close()
     p50, p99 = np.percentile(times, [50, 99])
-    return {"gib": gib, "p50_seconds": float(p50), "p99_seconds": float(p99)}
+    return {"p50_seconds": float(p50), "p99_seconds": float(p99)}
 
 
 if __name__ == "__main__":
-    what = {"memory": memory, "scrape": scrape}[sys.argv[1]]
-    print(json.dumps(what(int(sys.argv[2]))))
+    what = {"memory": memory, "huge": huge, "scrape": scrape}[sys.argv[1]]
+    print(json.dumps({"gib": int(sys.argv[2]), **what(int(sys.argv[2]))}))

@@ -123,3 +123,24 @@ class StillHost:
     def cpu_times(self) -> CpuTimes:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return CpuTimes(usage.ru_utime, usage.ru_stime)
+
+
+class HugeHost(StillHost):
+    """All memory is huge pages, of which one in `one_in` is accessed."""
+
+    def flags(self, pfn: Pfns) -> NDArray[np.uint64]:
+        huge = np.uint64(KPF.LRU | KPF.ANON | KPF.MMAP | KPF.THP)
+        part = np.where(pfn % 512 == 0, KPF.COMPOUND_HEAD, KPF.COMPOUND_TAIL).astype(np.uint64)
+        return huge | part
+
+    def flags_run(self, start: int, out: NDArray[np.uint64]) -> None:
+        out[:] = self.flags(np.arange(start, start + len(out), dtype=np.uint64))
+
+    def read_idle(self, start: int, words: NDArray[np.uint64]) -> None:
+        first = np.arange(start, start + 64 * len(words), 64, dtype=np.uint64)
+        self.read_idle_words(first, words)
+
+    def read_idle_words(self, first: Pfns, words: NDArray[np.uint64]) -> None:
+        """A tail reads 0, and so does what was accessed."""
+        block = (first // np.uint64(512)).astype(np.intp)
+        words[:] = self._pattern[block % len(self._pattern)] & np.uint64(1) & (first % 512 == 0)

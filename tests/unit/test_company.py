@@ -16,8 +16,9 @@ from bench.policy.run import play
 from tierd.engine import scout
 from tierd.host import Span
 from tierd.hotness import CHUNK, HeatMap
-from tierd.hotness.company import GROUP, KINDS, MEMORY, MOST, Company
+from tierd.hotness.company import KINDS, MEMORY, MOST, Company
 from tierd.hotness.forecast import Forecast
+from tierd.hotness.packed import GROUP
 from tierd.hotness.store import Store
 
 FRAMES = 16_384
@@ -180,7 +181,7 @@ def test_neighbours_are_counted_as_one_would_by_hand(
     store = Store([Span(3, begin, begin + frames)])
     states = rng.integers(64, 1 << 16, frames).astype(np.uint16)
     states[rng.random(frames) > known] = 0
-    store.of(0)[:] = states
+    store.packed.replace(0, states, np.count_nonzero(states))
     offset = np.sort(rng.permutation(frames)[: rng.integers(1, frames + 1)])
     accessed, looks = Company(store, Forecast(frames))._neighbours(0, offset, states[offset])
     for at, hits, there in zip(offset.tolist(), accessed.tolist(), looks.tolist(), strict=True):

@@ -20,9 +20,6 @@ from tierd.hotness.forecast import Forecast, rising
 from tierd.hotness.state import KNOWN_FROM, recent
 from tierd.hotness.store import Store
 
-GROUP: Final = 64
-"""Frames that are company for one another, aligned; a word of the idle bitmap."""
-
 LEAST: Final = 8
 """Known neighbours from which they are asked."""
 
@@ -53,8 +50,6 @@ LOOKS: Final = 4
 """Outcomes that a state remembers. Those of a frame that had fewer looks yet count as idle: memory
 that is looked at for the first time seems colder than it is for three looks."""
 
-_OF_A_WORD: Final = 4
-"""States in 64 bits."""
 _LANES: Final = np.uint64(0x0001_0001_0001_0001)
 _REST: Final = np.uint64(0x7FFF_7FFF_7FFF_7FFF)
 
@@ -156,17 +151,11 @@ class Company:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """int64[n] each: of the last four looks at each known neighbour how many found it accessed,
         and how many there were. None where a group is cut short by the chunk's ends."""
-        frames = self._store.of(chunk)
-        before = -int(self._store.start[chunk]) % GROUP
-        whole = max(len(frames) - before, 0) // GROUP
-        group = (offset - before) // GROUP
+        group = self._store.packed.group(chunk, offset)
         first = np.flatnonzero(np.diff(group, prepend=-2))
         each = np.repeat(np.arange(len(first)), np.diff(first, append=len(group)))
-        asked = group[first]
-        there = (asked >= 0) & (asked < whole)
-        sums = np.zeros((2, len(first)), np.int64)
-        words = frames[before : before + whole * GROUP].view(np.uint64)
-        sums[:, there] = _sums(words.reshape(whole, GROUP // _OF_A_WORD)[asked[there]])
+        words, there = self._store.packed.groups(chunk, group[first])
+        sums = _sums(words)
         accessed, looks = sums[0][each], sums[1][each]
         own = (state >= KNOWN_FROM) & there[each]
         return accessed - recent(state) * own, looks - LOOKS * own

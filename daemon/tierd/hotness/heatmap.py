@@ -21,7 +21,6 @@ from tierd.hotness.state import (
     Q_ONE,
     Q_SHIFT,
     STATES,
-    UNKNOWN,
     hazard_of,
     phase_of,
     successors,
@@ -143,19 +142,22 @@ class HeatMap:
     def _observe_chunk(
         self, chunk: int, pfn: Pfns, weight: NDArray[np.uint8], *, learn: bool
     ) -> Seen:
-        states = self._store.of(chunk)
-        start = np.uint64(self._store.start[chunk])
+        packed = self._store.packed
+        start, end = int(self._store.start[chunk]), int(self._store.end[chunk])
         n = len(pfn)
-        recount = 2 * n > len(states)
+        recount = 2 * n > end - start
+        states = packed.whole(chunk) if recount else packed.cells(chunk)
         change = np.zeros(Q_ONE, np.int64)
         settled, expected, met = 0, 0.0, 0
         for begin in range(0, n, PIECE):
             part = pfn[begin : begin + PIECE]
             hit = weight[begin : begin + PIECE] > 0
-            first = int(part[0] - start)
+            first = int(part[0]) - start
             where: slice | NDArray[np.int64] = slice(first, first + len(part))
             if int(part[-1]) - int(part[0]) != len(part) - 1:  # frames that were not looked at
-                where = (part - start).view(np.int64)
+                where = part.view(np.int64) - start
+            if not recount:
+                where = packed.room(chunk, where)
             old = states[where]
             new = self._after(old, hit)
             if learn:
@@ -167,6 +169,7 @@ class HeatMap:
             states[where] = new
         if recount:
             counts = _fold(np.bincount(states >> _SHIFT, minlength=Q_ONE))
+            packed.replace(chunk, states, end - start - int(counts[0]))
             self._store.shift(chunk, counts - self._store.levels[chunk], looks=True)
         else:
             self._store.shift(chunk, _fold(change), looks=True)
@@ -190,34 +193,35 @@ class HeatMap:
         return step * settled, step * expected, step * met
 
     def move(self, old: Pfns, new: Pfns) -> None:
-        """The data of each frame `old` is now in frame `new` (NO_PFN where nobody knows): its
-        heat goes with it. Both uint64[n], in any order; `old` frames become unknown."""
+        """The data of each frame `old` is now in frame `new` (unique; NO_PFN where nobody knows):
+        its heat goes with it. Both uint64[n], in any order; `old` frames become unknown."""
         state = self.states(old)
-        self.forget(old)
-        there = new != NO_PFN
+        self.forget(np.concatenate((old, new)))
+        there = (new != NO_PFN) & (state >= KNOWN_FROM)
         self._put(new[there], state[there])
 
     def forget(self, pfn: Pfns) -> None:
         """Frames (any order) whose data is gone become unknown. Memory of states is not touched
         where nothing was known."""
         for chunk, _, offset in self._store.located(pfn):
-            states = self._store.of(chunk)
-            offset = np.unique(offset[states[offset] >= KNOWN_FROM])
+            state = self._store.of(chunk, offset)
+            known = state >= KNOWN_FROM
+            offset, first = np.unique(offset[known], return_index=True)
             if len(offset):
-                before = np.bincount(states[offset] >> _SHIFT, minlength=Q_ONE)
-                states[offset] = UNKNOWN
+                before = np.bincount(state[known][first] >> _SHIFT, minlength=Q_ONE)
                 before[0] -= len(offset)
                 self._store.shift(chunk, _fold(-before), looks=False)
+                self._store.packed.clear(chunk, offset, self._store.known(chunk))
 
     def _put(self, pfn: Pfns, state: NDArray[np.uint16]) -> None:
+        """Unknown frames (in any order) are in these states now, which are known."""
         for chunk, rows, offset in self._store.located(pfn):
-            states = self._store.of(chunk)
             offset, last = np.unique(offset[::-1], return_index=True)
             new = state[rows][::-1][last]
-            before = np.bincount(states[offset] >> _SHIFT, minlength=Q_ONE)
-            states[offset] = new
-            after = np.bincount(new >> _SHIFT, minlength=Q_ONE)
-            self._store.shift(chunk, _fold(after - before), looks=False)
+            self._store.packed.cells(chunk)[self._store.packed.room(chunk, offset)] = new
+            change = np.bincount(new >> _SHIFT, minlength=Q_ONE)
+            change[0] -= len(new)
+            self._store.shift(chunk, _fold(change), looks=False)
 
 
 def _fold(counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -140,12 +140,12 @@ class Search:
         pfns: list[Pfns] = []
         kept: list[NDArray[np.uint16]] = []
         for chunk in np.flatnonzero(wanted).tolist():
-            states = self._store.of(chunk)
-            tries = _tries(wanted[chunk], known[chunk], len(states))
-            at = draws.below(len(states), tries)
-            at = at[states[at] >= KNOWN_FROM][: wanted[chunk]]
-            pfns.append((at + self._store.start[chunk]).astype(np.uint64))
-            kept.append(states[at])
+            frames = int(self._store.end[chunk] - self._store.start[chunk])
+            at = draws.below(frames, _tries(wanted[chunk], known[chunk], frames))
+            states = self._store.of(chunk, at)
+            hit = np.flatnonzero(states >= KNOWN_FROM)[: wanted[chunk]]
+            pfns.append((at[hit] + self._store.start[chunk]).astype(np.uint64))
+            kept.append(states[hit])
         return Candidates(np.concatenate(pfns), np.concatenate(kept))
 
     def _search(self, want: _Want, levels: range) -> Candidates:
@@ -224,24 +224,30 @@ class Search:
         for chunk in chunks[self._in(chunks, levels) > 0].tolist():
             if found.count >= enough:
                 break
-            first = -int(self._store.start[chunk]) % want.align
-            frames = self._store.of(chunk)
             self._read[chunk] |= want.hottest
-            states = frames[first :: want.align]
-            at = np.flatnonzero((states >= np.uint16(low)) & (states <= np.uint16(high)))
-            state = states[at]
+            if want.align > 1:
+                offset, state = self._heads(chunk, want.align, low, high)
+            else:
+                offset, state = self._store.packed.between(chunk, low, high)
             seen = recent(state)
             door = (seen >= want.looks[0]) & (seen <= want.looks[1])
-            at, state = at[door], state[door]
-            if want.align > 1:
-                after = np.minimum(at * want.align + (first + 1), len(frames) - 1)
-                heads = frames[after] == UNKNOWN
-                at, state = at[heads], state[heads]
-            found.add(
-                (at * want.align + (first + self._store.start[chunk])).astype(np.uint64), state
-            )
-            read += len(states) * min(want.align, STRIDED)
+            found.add((offset[door] + self._store.start[chunk]).astype(np.uint64), state[door])
+            frames = int(self._store.end[chunk] - self._store.start[chunk])
+            read += -(-frames // want.align) * min(want.align, STRIDED)
         return read
+
+    def _heads(
+        self, chunk: int, align: int, low: int, high: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
+        """Frames (offsets) and their states from `low` to `high`, of which the next frame is
+        unknown, at multiples of `align`."""
+        start, end = int(self._store.start[chunk]), int(self._store.end[chunk])
+        frames = self._store.packed.whole(chunk)
+        states = frames[-start % align :: align]
+        at = np.flatnonzero((states >= np.uint16(low)) & (states <= np.uint16(high)))
+        offset = at * align + -start % align
+        heads = frames[np.minimum(offset + 1, end - start - 1)] == UNKNOWN
+        return offset[heads], states[at[heads]]
 
 
 def _tries(wanted: int, known: int, frames: int) -> int:

@@ -10,10 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tierd.host import NO_PFN, Pfns, Span
+from tierd.hotness.packed import CHUNK, GROUP, Packed
 from tierd.hotness.state import FIRST, LEVEL_EDGES, LEVELS, Q_ONE, level_rate
-
-CHUNK: Final = 128 * 1024
-"""Frames that are worked on at once: temporaries stay within the second-level cache."""
 
 
 class Store:
@@ -21,23 +19,22 @@ class Store:
 
     Spans are cut into chunks at multiples of `CHUNK`. Beside its states each chunk has a
     histogram over `LEVELS` levels of heat (248 bytes for 128 Ki frames), which whoever changes
-    states keeps (`shift`). State arrays are zeroed lazily: memory is used when a frame is first
-    looked at.
+    states keeps (`shift`). States take memory from the first look at a frame on, two bytes each;
+    where there are huge pages only, a page of memory in a chunk (`packed`).
 
     start, end: int64[chunks], frames; node: int32[chunks]; levels: uint32[chunks, LEVELS], frames
     per level; gained: float32[chunks], what a chunk's frames have gained by looks, in accesses per
     window, one at most for each, since that was set to 0. To be read, and `gained` to be reset.
+    packed: the states, by chunk and offset in it.
     """
 
     def __init__(self, spans: Sequence[Span]) -> None:
-        self._arrays = [np.zeros(span.frames, np.uint16) for span in spans]
-        self._base = np.array([span.start for span in spans], np.int64)
         cuts = [_cut(span) for span in spans]
         self.start = np.concatenate([np.zeros(0, np.int64), *cuts])
         count = [len(cut) for cut in cuts]
-        self._span = np.repeat(np.arange(len(cuts), dtype=np.int32), count)
-        ends = np.array([span.end for span in spans], np.int64)
-        self.end = np.minimum((self.start // CHUNK + 1) * CHUNK, ends[self._span])
+        ends = np.repeat(np.array([span.end for span in spans], np.int64), count)
+        self.end = np.minimum((self.start // CHUNK + 1) * CHUNK, ends)
+        self.packed = Packed(self.end - self.start, -self.start % GROUP)
         self.node = np.repeat(np.array([span.node for span in spans], np.int32), count)
         self.levels = np.zeros((len(self.start), LEVELS), np.uint32)
         self.levels[:, 0] = self.end - self.start
@@ -51,17 +48,14 @@ class Store:
         """Chunks."""
         return len(self.start)
 
-    def of(self, chunk: int) -> NDArray[np.uint16]:
-        """States of the frames of a chunk, to be read and written. Made when it is needed: kept
-        for all chunks of the largest hosts, these would be megabytes."""
-        span = int(self._span[chunk])
-        base = int(self._base[span])
-        return self._arrays[span][int(self.start[chunk]) - base : int(self.end[chunk]) - base]
-
     @property
     def frames(self) -> int:
         """Frames in all spans."""
         return int((self.end - self.start).sum())
+
+    def known(self, chunk: int) -> int:
+        """Frames of a chunk that are known."""
+        return int(self.end[chunk] - self.start[chunk] - self.levels[chunk, 0])
 
     def histogram(self, nodes: Collection[int]) -> NDArray[np.int64]:
         """int64[LEVELS]: frames of `nodes` per level; level 0 is the unknown ones."""
@@ -71,11 +65,16 @@ class Store:
                 total += self._totals[node]
         return total
 
+    def of(self, chunk: int, offset: NDArray[np.int64]) -> NDArray[np.uint16]:
+        """uint16[n]: states of frames (offsets in the chunk, in any order)."""
+        states: NDArray[np.uint16] = self.packed.cells(chunk)[self.packed.find(chunk, offset)]
+        return states
+
     def states(self, pfn: Pfns) -> NDArray[np.uint16]:
         """uint16[n]: state of each frame, in any order; 0 (unknown) outside all spans."""
         result = np.zeros(len(pfn), np.uint16)
         for chunk, rows, offset in self.located(pfn):
-            result[rows] = self.of(chunk)[offset]
+            result[rows] = self.of(chunk, offset)
         return result
 
     def shift(self, chunk: int, change: NDArray[np.int64], *, looks: bool) -> None:
