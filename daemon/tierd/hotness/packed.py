@@ -36,6 +36,9 @@ in which nothing is known any more."""
 _PLAIN: Final = CHUNK - (ROWS - MOST_ROWS) * (BLOCK - 1)
 """Known frames from which a chunk is plain in any case."""
 
+SPREAD: Final = 64
+"""Frames apart from which those of a sheet are looked for one by one, not in a copy of all."""
+
 GROUP: Final = 64
 """Frames of a group, aligned: a word of the idle bitmap."""
 
@@ -128,6 +131,12 @@ class Packed:
     def group(self, chunk: int, offset: Offsets) -> Offsets:
         """int64[n]: the groups of frames, from the first whole one in the chunk on."""
         return (offset - int(self._before[chunk])) // GROUP
+
+    def every(self, chunk: int, first: int, step: int) -> States:
+        """uint16[n]: states of every `step`-th frame of a chunk from `first` on; to be read."""
+        if not self._sheet[chunk] or step < SPREAD:
+            return self.whole(chunk)[first::step]
+        return self.cells(chunk)[self.find(chunk, np.arange(first, CHUNK, step))]
 
     def groups(self, chunk: int, group: Offsets) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
         """uint64[n, 16], bool[n]: the 64 states of each group, four in a word, and whether it lies

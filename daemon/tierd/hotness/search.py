@@ -242,11 +242,11 @@ class Search:
         """Frames (offsets) and their states from `low` to `high`, of which the next frame is
         unknown, at multiples of `align`."""
         start, end = int(self._store.start[chunk]), int(self._store.end[chunk])
-        frames = self._store.packed.whole(chunk)
-        states = frames[-start % align :: align]
+        first = -start % align
+        states = self._store.packed.every(chunk, first, align)
         at = np.flatnonzero((states >= np.uint16(low)) & (states <= np.uint16(high)))
-        offset = at * align + -start % align
-        heads = frames[np.minimum(offset + 1, end - start - 1)] == UNKNOWN
+        offset = at * align + first
+        heads = self._store.of(chunk, np.minimum(offset + 1, end - start - 1)) == UNKNOWN
         return offset[heads], states[at[heads]]
 
 
