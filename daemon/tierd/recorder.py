@@ -24,6 +24,7 @@ from tierd.host import NO_PFN, CapabilitySet, Cgroup, Feature, Host, Pfns
 from tierd.movers import MoveResult
 from tierd.pages import PageReader, PageReason
 from tierd.samplers import SampleBatch, SamplerStatus
+from tierd.sets import unique
 from tierd.topology import Topology
 from tierd.trace import Cycle, Gauge, Header, Layout, Look, Moved, TraceError
 from tierd.trace.file import Writer
@@ -178,7 +179,7 @@ class Recorder:
         todo = np.concatenate([self._again(), self._fresh(hot=True), self._fresh(hot=False)])
         parts: list[Layout] = []
         for at in range(0, len(todo), PART):
-            parts.append(self._describe(np.unique(todo[at : at + PART])))
+            parts.append(self._describe(unique(todo[at : at + PART])))
             if (self._host.cpu_times() - since).total >= self._cpu:
                 break
         return _merged(parts)
@@ -268,5 +269,5 @@ def _merged(parts: Sequence[Layout]) -> Layout:
         pfn,
         np.concatenate([part.order for part in parts])[first],
         np.concatenate([part.cgroup for part in parts])[first],
-        gone=np.unique(np.concatenate([part.gone for part in parts])),
+        gone=unique(np.concatenate([part.gone for part in parts])),
     )

@@ -19,6 +19,7 @@ from tierd.host import Host
 from tierd.hotness import Draws, HeatMap
 from tierd.pages import OwnerTable, PageReader
 from tierd.planner import UNLIMITED, Owners
+from tierd.sets import unique
 from tierd.topology import Topology
 
 REFRESH: Final = 30
@@ -98,7 +99,7 @@ class OwnerBook:
 
     def _draw(self, heat: HeatMap) -> None:
         for index, tier in enumerate(self._topology.tiers):
-            pfn = np.unique(heat.search.pick(tier.nodes, DRAWS, self._draws).pfn)
+            pfn = unique(heat.search.pick(tier.nodes, DRAWS, self._draws).pfn)
             if not len(pfn):
                 continue
             info = self._reader.describe(pfn)

@@ -17,6 +17,7 @@ from tierd.ledger import Ledger
 from tierd.pages import PageReader, PageReason
 from tierd.planner import FREE_TO_GO, Direction, Folios, Limits, Owners, Reason, code
 from tierd.policy import DOOR, Target
+from tierd.sets import member, unique
 from tierd.topology import Topology
 
 SEARCH_SHARE: Final = 4
@@ -235,7 +236,7 @@ class Scout:
     def follow(self, old: Pfns, new: Pfns) -> None:
         """What was in frames `old` is in `new` now, or nobody knows where (NO_PFN)."""
         pfn = self._wanted[0].copy()
-        at = np.flatnonzero(np.isin(pfn, old))
+        at = np.flatnonzero(member(pfn, old))
         order = np.argsort(old)
         pfn[at] = new[order[np.searchsorted(old, pfn[at], sorter=order)]]
         known = pfn != NO_PFN
@@ -243,7 +244,7 @@ class Scout:
 
     def take_freed(self) -> Pfns:
         """Candidates of late that were free by then; not again the next time."""
-        freed = np.unique(np.concatenate([np.zeros(0, np.uint64), *self._freed]))
+        freed = unique(np.concatenate([np.zeros(0, np.uint64), *self._freed]))
         self._freed.clear()
         return freed
 

@@ -108,10 +108,10 @@ class Packed:
         cell = self.find(chunk, offset)
         if not np.any(cell == _NOWHERE):
             return cell
-        blocks = np.unique(offset[cell == _NOWHERE] >> _SHIFT)
+        blocks = _blocks(offset[cell == _NOWHERE])
         if int(self._rows[chunk]) + len(blocks) > MOST_ROWS:  # in some nothing may be known
             self.replace(chunk, self.whole(chunk), 0)
-            blocks = np.unique(offset[self.find(chunk, offset) == _NOWHERE] >> _SHIFT)
+            blocks = _blocks(offset[self.find(chunk, offset) == _NOWHERE])
         self._add_rows(chunk, blocks)
         return self.find(chunk, offset)
 
@@ -232,3 +232,8 @@ class Packed:
         begin = int(self._at[chunk]) + -(-used // mmap.PAGESIZE) * mmap.PAGESIZE
         if begin < self._at[chunk + 1]:
             self._memory.madvise(mmap.MADV_DONTNEED, begin, int(self._at[chunk + 1]) - begin)
+
+
+def _blocks(offset: Offsets) -> Offsets:
+    """int64[n]: the blocks of some frames of a chunk, each once."""
+    return np.flatnonzero(np.bincount(offset >> _SHIFT))

@@ -170,8 +170,8 @@ class Search:
 
     def _in(self, chunks: NDArray[np.intp], levels: range) -> NDArray[np.int64]:
         """int64[n]: frames of each chunk in some adjacent levels."""
-        part = self._store.levels[:, min(levels) : max(levels) + 1]
-        frames: NDArray[np.int64] = part.sum(axis=1, dtype=np.int64)[chunks]
+        part = self._store.levels[chunks, min(levels) : max(levels) + 1]
+        frames: NDArray[np.int64] = part.sum(axis=1, dtype=np.int64)
         return frames
 
     def _reach(

@@ -91,11 +91,10 @@ class Store:
             return
         first = int(np.searchsorted(self.end, int(pfn[0]), side="right"))
         last = int(np.searchsorted(self.start, int(pfn[-1]), side="right"))
-        for chunk in range(first, last):
-            bounds = np.array([self.start[chunk], self.end[chunk]], np.uint64)
-            begin, end = np.searchsorted(pfn, bounds)
-            if end > begin:
-                yield chunk, int(begin), int(end)
+        begin = np.searchsorted(pfn, self.start[first:last].astype(np.uint64))
+        end = np.searchsorted(pfn, self.end[first:last].astype(np.uint64))
+        for at in np.flatnonzero(end > begin).tolist():
+            yield first + at, int(begin[at]), int(end[at])
 
     def located(self, pfn: Pfns) -> Iterator[tuple[int, NDArray[np.intp], NDArray[np.int64]]]:
         """(chunk, rows of `pfn` in it, their offsets in the chunk) for frames in any order."""

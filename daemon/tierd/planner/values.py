@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tierd.benefit import FOR_NOTHING, Worth
 from tierd.host import Pfns
+from tierd.sets import member
 
 
 class Direction(StrEnum):
@@ -130,7 +131,7 @@ class Folios:
         """Those that are not in `taken`."""
         if not len(taken):
             return self
-        return self._kept(~np.isin(self.pfn, taken))
+        return self._kept(~member(self.pfn, taken))
 
     def only(self, owners: NDArray[np.bool_]) -> Folios:
         """Those of some owners; owners: bool[classes + 1], the last for folios in no class."""
@@ -138,7 +139,7 @@ class Folios:
 
     def joined(self, others: Folios) -> Folios:
         """These and those of the others, on the same nodes, that are not among them."""
-        more = others.without(self.pfn)
+        more = others.without(self.pfn) if len(others) else others
         if not len(more):
             return self
         return Folios(

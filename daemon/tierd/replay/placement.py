@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tierd.host import Pfns, Span
+from tierd.sets import unique
 from tierd.trace import Layout, Look, Moved
 
 ABSENT: Final = -1
@@ -207,7 +208,7 @@ class Placement:
 
     def put(self, heads: Ids, node: int) -> None:
         """The replayed policy moves folios to a node (an index)."""
-        ids = np.unique(self.range_of(heads))
+        ids = unique(self.range_of(heads))
         ids = ids[self._placed[ids] > 0]
         self._add(self.count, self.hot, ids, self._placed, -1)
         self._placed[ids] = node + 1

@@ -31,6 +31,7 @@ from tierd.samplers.idle_looks import BLOCK, EMPTY
 from tierd.samplers.idle_marks import Choice
 from tierd.samplers.idle_sums import Sums
 from tierd.samplers.rounds import STRIDE, Round, in_turn
+from tierd.sets import unique
 
 ACTIVE_SHARE: Final = 0.5
 FILLING_SHARE: Final = 0.25
@@ -164,7 +165,7 @@ class Chooser:
     def look_around(self, blocks: Blocks) -> None:
         """Something has become hot in these blocks: look at their neighbours out of turn."""
         if len(blocks):
-            near = np.unique((blocks[:, None] + _AROUND).reshape(-1))
+            near = unique((blocks[:, None] + _AROUND).reshape(-1))
             near = near[(near >= 0) & (near < self._table.count)]
             near = near[self._table.share(near) <= IDLE]
             self._around = np.concatenate((self._around, near))[-MOST_AROUND:]

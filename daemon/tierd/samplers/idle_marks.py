@@ -27,6 +27,7 @@ from tierd.samplers.idle_looks import (
     there_in_words,
 )
 from tierd.samplers.idle_sums import Sums
+from tierd.sets import member
 
 GROUP_FULL: Final = 64
 """Blocks of one full look: 32,768 frames, one call of the bitmap and one SampleBatch."""
@@ -105,7 +106,7 @@ class Marker:
         for at in range(0, len(full), GROUP_FULL):
             part = full[at : at + GROUP_FULL]
             before = self._host.cpu_times().total
-            first, new = self._table.first(part), np.isin(part, filled)
+            first, new = self._table.first(part), member(part, filled)
             there = self._there(first, new)
             mark_full(self._host, first)
             yield self._look(choice, part, None, there, before, new)
@@ -118,7 +119,7 @@ class Marker:
             mask[unknown] &= there_in_words(self._host, first[unknown])
             some = mask != 0
             self._host.set_idle_words(first[some], mask[some])
-            new = np.isin(part, filled)
+            new = member(part, filled)
             yield self._look(choice, part, word.astype(np.uint8), mask, before, new)
 
     def _look(
@@ -133,7 +134,7 @@ class Marker:
         cpu = self._host.cpu_times().total - before
         fair = choice.fair
         these = fair[slice(*np.searchsorted(fair, (blocks[0], blocks[-1] + 1)))]
-        these = these[np.isin(these, blocks)]
+        these = these[member(these, blocks)]
         now = self._host.monotonic()
         return Look(blocks, words, masks, now, these, cpu, choice.urgent, filled)
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tierd.host import Pfns
 from tierd.samplers.idle_blocks import Blocks, Bools
 from tierd.samplers.idle_looks import BLOCK, HUGE, WORDS, Seen, Words
+from tierd.sets import member
 
 MOST: Final = 4096
 """Blocks that are remembered, the newest."""
@@ -55,7 +56,7 @@ class Witnesses:
     def drop(self, blocks: Blocks) -> None:
         """These blocks are not hot by a few frames any more, or hold other data."""
         if len(self._block):
-            self._keep(~np.isin(self._block, blocks))
+            self._keep(~member(self._block, blocks))
 
     def confirm(self, blocks: Blocks, starts: Pfns, seen: Seen, turn: int) -> tuple[Bools, Pfns]:
         """A full look at `blocks`, which begin at frames `starts` (both sorted), has told `seen`.

@@ -40,6 +40,7 @@ from tierd.samplers.idle_marks import GROUP_WORDS, Choice, Look, Marker
 from tierd.samplers.idle_sums import Sums
 from tierd.samplers.idle_window import WindowTuner
 from tierd.samplers.idle_witness import FOLIOS, Witnesses, looked_at
+from tierd.sets import unique
 from tierd.topology import Topology
 
 CALM: Final = 3
@@ -334,7 +335,7 @@ class PageIdleSampler:
         if len(filled) < AGAIN or allowed + CREDIT * self._share * self._gap <= 0:
             return 0.0
         before = self._host.cpu_times()
-        blocks = np.unique(filled)
+        blocks = unique(filled)
         blocks = blocks[~(self._table.busy(blocks) | self._table.listed(blocks))]
         self._table.take(blocks)
         self._mark(Choice(blocks, sparse=True, urgent=True))
