@@ -239,3 +239,30 @@ class TestCandidates:
         monkeypatch.setattr(scout.Scout, "_describe", checked)
         self.hits(period=30)
         assert corrected > 1000
+
+
+@pytest.mark.parametrize(("idle", "more"), [(0.0, 1.0), (1.4, 1.3)])
+def test_uniform_access_beside_idle_memory_is_left_alone(
+    idle: float, more: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random access over twice the fast tier, with `idle` times as much idle memory on the slower
+    one. There neighbours tell what is in use, and the fast tier's tell nothing new, so that
+    candidates are expected to be worth more than victims: it costs at most `more` times the moves
+    until it settles."""
+    frames = 4800
+    rate = np.concatenate((np.full(2 * frames, 0.35), np.full(int(idle * frames), 0.001)))
+
+    def moves() -> tuple[int, int]:
+        tierd, rng = Tierd(), np.random.default_rng(1)
+        tierd.start(np.arange(len(rate)) < 0.95 * frames, int(0.96 * frames), int(0.6 * frames))
+        moved = [
+            sum(map(len, tierd.step(rng.random(len(rate)) < -np.expm1(-rate)))) for _ in range(60)
+        ]
+        return sum(moved), sum(moved[40:])
+
+    with_them, late = moves()
+    assert late < 0.01 * 20 * 0.6 * frames
+    monkeypatch.setattr(Company, "tells", False)
+    without, late = moves()
+    assert late < 0.01 * 20 * 0.6 * frames
+    assert with_them <= more * without
