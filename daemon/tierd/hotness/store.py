@@ -13,6 +13,10 @@ from tierd.host import NO_PFN, Pfns, Span
 from tierd.hotness.packed import CHUNK, GROUP, Packed
 from tierd.hotness.state import FIRST, LEVEL_EDGES, LEVELS, Q_ONE, level_rate
 
+FEW: Final = 64
+"""Chunks up to which states are kept plain: of 32 GiB they are 16 MiB, and what a look at a sheet
+takes more counts where the share of a small machine is hardly more than a look."""
+
 
 class Store:
     """States of the frames in `spans` (sorted by start, disjoint).
@@ -34,7 +38,8 @@ class Store:
         count = [len(cut) for cut in cuts]
         ends = np.repeat(np.array([span.end for span in spans], np.int64), count)
         self.end = np.minimum((self.start // CHUNK + 1) * CHUNK, ends)
-        self.packed = Packed(self.end - self.start, -self.start % GROUP)
+        pack = len(self.start) > FEW
+        self.packed = Packed(self.end - self.start, -self.start % GROUP, pack=pack)
         self.node = np.repeat(np.array([span.node for span in spans], np.int32), count)
         self.levels = np.zeros((len(self.start), LEVELS), np.uint32)
         self.levels[:, 0] = self.end - self.start
