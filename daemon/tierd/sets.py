@@ -2,7 +2,8 @@
 """Sets of page frames and blocks, as arrays of integers.
 
 numpy has since 2.3 made `unique`, and `isin` by it, with a hash table where neither indices nor
-counts are asked for: of 100,000 frames that takes 24 ms where sorting them takes 0.6 ms.
+counts are asked for (its issue 30876 knows that sorting can win): of 100,000 frames that took 24 ms
+where sorting took 0.6 ms, with numpy 2.4 on two shared cores of an AMD EPYC.
 """
 
 from __future__ import annotations

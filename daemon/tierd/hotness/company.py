@@ -101,14 +101,13 @@ class Company:
         """Learn from looks at frames of a chunk, which has their states from before the looks yet.
         offset: int64[n], sorted; state: uint16[n]; hit: bool[n]."""
         row = self._row(chunk)
-        accessed, looks = self._neighbours(chunk, offset, state)
-        told = looks >= LEAST * LOOKS
-        self._new_around[:, row] += accessed[told].sum(), looks[told].sum()
-        self._new_looks[row] += np.count_nonzero(told)
+        told, accessed, looks = self._told(chunk, offset, state)
+        self._new_around[:, row] += accessed.sum(), looks.sum()
+        self._new_looks[row] += len(told)
         if not self._around[0, row]:
             return
         share = self._forecast.share(state[told])
-        kind = self._kind(row, share, accessed[told], looks[told])
+        kind = self._kind(row, share, accessed, looks)
         for new, weight in zip(self._new, (share, hit[told]), strict=True):
             new[row] += np.bincount(kind, weight, OWN * KINDS).reshape(OWN, KINDS)
 
@@ -136,15 +135,22 @@ class Company:
         row = self._row(chunk)
         result = np.ones(len(state))
         if self._telling[row]:
-            accessed, looks = self._neighbours(chunk, offset, state)
-            told = looks >= LEAST * LOOKS
-            share = self._forecast.share(state[told])
-            kind = self._kind(row, share, accessed[told], looks[told])
+            told, accessed, looks = self._told(chunk, offset, state)
+            kind = self._kind(row, self._forecast.share(state[told]), accessed, looks)
             result[told] = self._factors[row].reshape(-1)[kind]
         return result
 
     def _row(self, chunk: int) -> int:
         return int(np.searchsorted(self._nodes, self._store.node[chunk]))
+
+    def _told(
+        self, chunk: int, offset: NDArray[np.int64], state: NDArray[np.uint16]
+    ) -> tuple[NDArray[np.intp], NDArray[np.int64], NDArray[np.int64]]:
+        """Which of the frames (intp[n]) have enough known neighbours, and what `_neighbours` says
+        of those."""
+        accessed, looks = self._neighbours(chunk, offset, state)
+        told = np.flatnonzero(looks >= LEAST * LOOKS)
+        return told, accessed[told], looks[told]
 
     def _neighbours(
         self, chunk: int, offset: NDArray[np.int64], state: NDArray[np.uint16]

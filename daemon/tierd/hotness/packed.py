@@ -70,15 +70,16 @@ class Packed:
     ) -> None:
         self._frames = frames
         self._before = before
-        self._pack = pack
-        self._sheet = (frames == CHUNK) & pack
+        self._may = (frames == CHUNK) & pack
+        """Chunks that may be sheets."""
+        self._sheet = self._may.copy()
         room = -(-frames * _STATE // _PAGE) * _PAGE
         self._at = np.cumsum(np.concatenate((np.zeros(1, np.int64), room)))
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self._memory = mmap.mmap(-1, max(int(self._at[-1]), _PAGE), flags)
-        # A huge page would hold the sheets of eight chunks, with rows that are not used.
-        with suppress(OSError):  # a kernel without huge pages
-            self._memory.madvise(mmap.MADV_NOHUGEPAGE)
+        if pack:  # a huge page would hold the sheets of eight chunks, with rows that are not used
+            with suppress(OSError):  # a kernel without huge pages
+                self._memory.madvise(mmap.MADV_NOHUGEPAGE)
         self._cells = np.frombuffer(self._memory, np.uint16)
         self._rows = np.zeros(len(frames), np.uint8)
         """Rows in use beside row 0."""
@@ -179,10 +180,12 @@ class Packed:
     def clear(self, chunk: int, offset: Offsets, known: int) -> None:
         """Frames (offsets: int64[n], unique) become unknown; so many of the chunk are known yet."""
         self.cells(chunk)[self.find(chunk, offset)] = UNKNOWN
+        if not self._may[chunk]:
+            return
         self._loose[chunk] += len(offset)
         rows = int(self._rows[chunk]) if self._sheet[chunk] else ROWS
         # In a row at least one frame should be known.
-        if self._pack and (known < rows // 2 or self._loose[chunk] > max(LOOSE, known // 8)):
+        if known < rows // 2 or self._loose[chunk] > max(LOOSE, known // 8):
             self.replace(chunk, self.whole(chunk), known)
 
     def replace(self, chunk: int, states: States, known: int) -> None:
@@ -192,7 +195,7 @@ class Packed:
         if not self._sheet[chunk]:
             if not np.may_share_memory(states, self.cells(chunk)):
                 self.cells(chunk)[:] = states
-            if not self._pack or self._frames[chunk] < CHUNK or known >= _PLAIN:
+            if not self._may[chunk] or known >= _PLAIN:
                 return
             states = self.cells(chunk).copy()
         rows = states.reshape(ROWS, BLOCK)
