@@ -29,16 +29,20 @@ CPU_BURST: Final = 4.0
 whatever their size, they come less often and are larger."""
 
 OTHERS_SHARE: Final = 0.5
-"""Of the CPU share: so much of a cycle's at most goes to decisions, reports and whoever asks for
-them, so that sampling does not starve."""
+"""Of the CPU share: so much of a cycle's at most goes to decisions and upkeep (reports, whoever
+asks for them, all that is done in every cycle), so that sampling does not starve."""
+
+UPKEEP_SHARE: Final = 0.75
+"""Of that: for what is done in every cycle, while decisions owe something. It may take all of the
+rest and more, on a slow host or where many ask, and there must be decisions there, too."""
 
 CREDIT: Final = 4.0
-"""Cycles' worth of the CPU share that decisions and reports may owe before even those decisions
-wait that something has just been found for; others wait from one cycle's worth on."""
+"""Cycles' worth of the CPU share that decisions may owe before even those decisions wait that
+something has just been found for; others wait from one cycle's worth on."""
 
 MOST_OWED: Final = 60.0
-"""Cycles' worth of the CPU share that decisions and reports may owe; beyond that the share is
-exceeded."""
+"""Cycles' worth of the CPU share that upkeep may owe, and that decisions may; beyond that the
+share is exceeded."""
 
 
 class TokenBucket:
@@ -323,9 +327,11 @@ class Budget:
         self._cpu = TokenBucket(cpu, cpu * CPU_BURST * interval, now)
         self._part = cpu * interval
         """CPU seconds that the share is in one cycle."""
-        self._payable = 0.0
-        """Of that, what overhead may still take in this cycle."""
-        self._owed = 0.0
+        self._payable = self._for_upkeep = 0.0
+        """Of that, what may still be taken in this cycle for other things than sampling, and for
+        upkeep."""
+        self._upkeep = self._decisions = 0.0
+        """CPU seconds that each owes."""
         self._back_off = BackOff()
 
     def limit(self, promote: int, demote: int, cpu: float, interval: float) -> None:
@@ -345,6 +351,7 @@ class Budget:
         self._demote.refill(now, share)
         self._cpu.refill(now)
         self._payable = OTHERS_SHARE * self._part
+        self._for_upkeep = self._payable * (UPKEEP_SHARE if self._decisions > 0 else 1.0)
         return Allowance(
             promote=max(int(min(self._promote.tokens, self._promote.burst * share)), 0),
             demote=max(int(min(self._demote.tokens, self._demote.burst * share)), 0),
@@ -365,20 +372,31 @@ class Budget:
         self._demote.spend(demoted)
         self._cpu.spend(cpu)
 
-    def overhead(self, cpu: float) -> None:
-        """CPU seconds of what is neither sampling nor moving. They come out of the same share, but
-        leave a part of it to sampling in every cycle: what is too much for one is paid in the
-        next ones."""
-        self._owed = min(self._owed + cpu, MOST_OWED * self._part)
-        paid = min(self._owed, self._payable)
-        self._owed -= paid
+    def upkeep(self, cpu: float) -> None:
+        """CPU seconds of what is neither sampling nor moving nor deciding. They come out of the
+        same share, but leave a part of it to sampling in every cycle: what is too much for one is
+        paid in the next ones."""
+        self._upkeep = min(self._upkeep + cpu, MOST_OWED * self._part)
+        paid = self._pay(min(self._upkeep, self._for_upkeep))
+        self._for_upkeep -= paid
+        self._upkeep -= paid
+
+    def decided(self, cpu: float) -> None:
+        """CPU seconds of a decision, 0 in a cycle without one; paid for as `upkeep` is."""
+        self._decisions = min(self._decisions + cpu, MOST_OWED * self._part)
+        self._decisions -= self._pay(self._decisions)
+
+    def _pay(self, cpu: float) -> float:
+        """Take from sampling as much of `cpu` as may be taken in this cycle; returns it."""
+        paid = min(cpu, self._payable)
         self._payable -= paid
         self._cpu.spend(paid)
+        return paid
 
     def in_arrears(self, *, urgent: bool) -> bool:
-        """Whether overhead owes too much for decisions to be made now. urgent: something has just
-        been found that is to be moved."""
-        return self._owed > (CREDIT if urgent else 1.0) * self._part
+        """Whether decisions owe too much for another one now. urgent: something has just been
+        found that is to be moved."""
+        return self._decisions > (CREDIT if urgent else 1.0) * self._part
 
     @property
     def tokens(self) -> Sequence[int]:

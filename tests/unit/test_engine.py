@@ -182,9 +182,9 @@ def test_what_was_seen_while_decisions_waited_is_not_forgotten() -> None:
     engine = engine_for(machine)
     run(engine, machine, 4)  # nothing is hot: there is nothing to plan before something is seen
     machine.hot[:256] = True
-    engine._budget._owed = 1e9
+    engine._budget._decisions = 1e9
     assert all(report.deferred for report in run(engine, machine, 4))
-    engine._budget._owed = 0.0
+    engine._budget._decisions = 0.0
     machine.sample = lambda cpu_budget: iter(())  # type: ignore[method-assign]
     run(engine, machine, 2)
     assert machine.on(FAST, np.arange(256)) == 256
@@ -203,11 +203,11 @@ def test_samplers_are_told_of_candidates_that_are_free() -> None:
     machine.fill(SLOW, 1600, 0)
     machine.hot[:256] = True
     engine = engine_for(machine)
-    engine._budget._owed = 1e9  # no decisions yet
+    engine._budget._decisions = 1e9  # no decisions yet
     run(engine, machine, 4)
     freed = np.flatnonzero(machine.page[machine.frames :] < 256)[:256] + machine.frames
     machine.page[freed] = -1
-    engine._budget._owed = 0.0
+    engine._budget._decisions = 0.0
     machine.sample = lambda cpu_budget: iter(())  # type: ignore[method-assign]
     (report,) = run(engine, machine, 1)
     assert machine.forgotten == set((freed + machine.base).tolist())
@@ -253,9 +253,9 @@ def test_what_has_just_been_found_is_decided_on_credit() -> None:
     machine.fill(SLOW, 1600, 0)
     machine.hot[:256] = True
     engine = engine_for(machine)
-    engine._budget._owed = 4 * engine._budget._part
+    engine._budget._decisions = 4 * engine._budget._part
     assert all(report.deferred for report in run(engine, machine, 4))
-    assert engine._budget._owed > 1.5 * engine._budget._part
+    assert engine._budget._decisions > 1.5 * engine._budget._part
     machine.confirmed = 1
     (report,) = run(engine, machine, 1)
     assert not report.deferred

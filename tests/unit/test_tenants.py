@@ -206,13 +206,13 @@ def test_weight_shares_a_fast_tier_that_both_want() -> None:
 def test_other_classes_take_effect_while_decisions_are_put_off(before: tuple[Class, ...]) -> None:
     here = build(*before)
     here.run(5)
-    here.engine._budget.overhead(30.0)
+    here.engine._budget.decided(30.0)
     after = (Class(match=QUIET, floor="32MiB"), Class(match=NOISY, cap="64MiB"))
     config = here.engine._config.model_copy(update={"classes": after[: 2 - 2 * len(before)]})
     here.engine.reconfigure(config)
     here.run(5)
     assert all(report.deferred for report in here.reports[-5:])
-    here.engine._budget._owed = 0.0
+    here.engine._budget._decisions = 0.0
     here.run(5)
     assert not here.reports[-1].deferred
     assert len(here.reports[-1].classes) == len(config.classes)

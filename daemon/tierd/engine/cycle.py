@@ -138,13 +138,13 @@ class Engine:
         now.rate[Direction.DEMOTE] = allowance.demote_rate
         at = host.cpu_times()
         if self._since is not None:
-            self._budget.overhead((at - self._since).total)
+            self._budget.upkeep((at - self._since).total)
         self._since = None  # not counted twice should this cycle fail
         if self.watcher is not None:
             self.watcher.begin(now.started, pressure)
         sampled = self._look(tally)
         at = self._clock(tally, "sample", at)
-        self._budget.overhead(max(tally.cpu["sample"].total - sampled, 0.0))
+        self._budget.upkeep(max(tally.cpu["sample"].total - sampled, 0.0))
         tiers = self._tiers(tally.seen)
         self._targets = decide(tiers, self._changes)
         self._book.refresh()
@@ -155,7 +155,7 @@ class Engine:
             allowance.demote // host.page_size,
             Reason.BUDGET if allowance.share == 1 else Reason.PRESSURE,
         )
-        # Deciding later is cheaper than not looking: what overhead owes is paid first.
+        # Deciding later is cheaper than not looking: what earlier decisions owe is paid first.
         now.deferred = self._budget.in_arrears(urgent=tally.confirmed > 0)
         idle = self._nothing_to_do and not any(target.demands for target in self._targets)
         plans = [] if now.deferred or idle else self._plan(tally, tiers, limits, now.started)
@@ -166,7 +166,8 @@ class Engine:
         if self.watcher is not None:
             self.watcher.end([each.status() for each in self._samplers])
         self._since = self._clock(tally, "move", at)
-        self._budget.overhead(tally.cpu["heat"].total + tally.cpu["plan"].total)
+        self._budget.upkeep(tally.cpu["heat"].total)
+        self._budget.decided(tally.cpu["plan"].total)
         return self._report(tally, now, self._tiers(tally.seen) if tally.flows else tiers)
 
     def reconfigure(self, config: Config) -> None:

@@ -182,7 +182,8 @@ class Stages:
         for _ in range(FLIGHT):
             yield
         # What was overspent under another share is not to be paid back out of this one.
-        self._engine._budget._cpu._tokens = self._engine._budget._owed = 0.0
+        budget = self._engine._budget
+        budget._cpu._tokens = budget._upkeep = budget._decisions = 0.0
         for _ in range(SETTLE):
             yield
 
