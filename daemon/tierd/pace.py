@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-import threading
+import contextlib
+import queue
 import time
 from typing import Protocol
 
@@ -27,17 +28,19 @@ class RealPace:
     """Real time."""
 
     def __init__(self) -> None:
-        self._woken = threading.Event()
+        self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def now(self) -> float:
         return time.monotonic()
 
     def wait(self, seconds: float) -> None:
-        self._woken.wait(max(seconds, 0.0))
-        self._woken.clear()
+        with contextlib.suppress(queue.Empty):
+            self._woken.get(timeout=max(seconds, 0.0))
+        while not self._woken.empty():
+            self._woken.get()
 
     def wake(self) -> None:
-        self._woken.set()
+        self._woken.put(None)
 
 
 class HostPace:

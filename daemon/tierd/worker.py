@@ -212,15 +212,14 @@ class Worker:
 
     def _serve(self) -> None:
         """Run what was handed over."""
-        with contextlib.suppress(queue.Empty):
-            while True:
-                function, future = self._calls.get_nowait()
-                if not future.set_running_or_notify_cancel():
-                    continue
-                try:
-                    future.set_result(function())
-                except Exception as error:  # the caller's, who gets it from the future
-                    future.set_exception(error)
+        while not self._calls.empty():
+            function, future = self._calls.get()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(function())
+            except Exception as error:  # the caller's, who gets it from the future
+                future.set_exception(error)
 
     def _close(self) -> None:
         with self._gate:

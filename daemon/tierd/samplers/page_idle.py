@@ -348,6 +348,8 @@ class PageIdleSampler:
 
         What is hardly more than looks cost whatever their size is saved up for fewer, larger ones.
         """
+        if allowed <= 0:  # a debt is paid back before anything is saved
+            return self._begin_urgent(allowed)
         self._chooser.watch_free(self._call)
         steady = self._share * self._gap if self._gap else allowed
         scarce = steady < SCARCE * self._fixed(Streams.ALL)
@@ -358,7 +360,7 @@ class PageIdleSampler:
         # Looks of all kinds would have a place for only some of what waits for a second one.
         pressing = scarce and self._saved < MOST_SAVED and self._waits_urgently
         if saving or pressing or capacity < UNIT_PEEK:
-            self._saved += allowed > 0  # a debt is paid back before anything is saved
+            self._saved += 1
             return self._begin_urgent(allowed)
         self._saved = self._urgent = 0
         before = self._host.cpu_times()
