@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-_Number = TypeVar("_Number", np.int64, np.uint64)
+_Number = TypeVar("_Number", np.int32, np.int64, np.uint64)
 
 
 def unique(values: NDArray[_Number]) -> NDArray[_Number]:

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tierd.host import NO_PFN, Span, frames_from
-from tierd.hotness import CHUNK, LEVELS, HeatMap, level_rate, rate, rate_bound, recent
+from tierd.hotness import CHUNK, LEVELS, HeatMap, Seen, level_rate, rate, rate_bound, recent
 from tierd.hotness.search import READS
 from tierd.hotness.state import (
     CHANGING,
@@ -235,6 +237,39 @@ def test_regions_speak_for_their_frames_but_not_past_the_next() -> None:
     hot = np.flatnonzero(recent(state)).tolist()
     assert hot == [*range(4), *range(50, 66)]
     assert np.flatnonzero(state).tolist() == [*range(20), *range(50, 66)]
+
+
+@given(st.integers(0, 2**32), st.sampled_from([1, 40, 300]))
+@settings(max_examples=20, deadline=None)
+def test_few_frames_of_many_chunks_are_entered_as_those_of_one_are(seed: int, each: int) -> None:
+    rng = np.random.default_rng(seed)
+    spans = (Span(0, 77, 3 * CHUNK + 5), Span(1, 4 * CHUNK, 7 * CHUNK))
+    at_once, by_chunk = HeatMap(spans), HeatMap(spans)
+    for _ in range(4):
+        # Some outside all spans; one chunk with so many that it is worked on apart.
+        many = rng.integers(CHUNK, 2 * CHUNK, 900)
+        pfn = np.unique(np.concatenate((rng.integers(0, 8 * CHUNK, 8 * each), many))).astype(
+            np.uint64
+        )
+        weight = (rng.random(len(pfn)) < 0.4).astype(np.uint8)
+        at_once.tick()
+        by_chunk.tick()
+        seen = at_once.observe(pfn, weight)
+        apart: list[Seen] = []
+        for chunk in range(8):
+            here = pfn // np.uint64(CHUNK) == chunk
+            apart += by_chunk.observe(pfn[here], weight[here])
+        for node in (0, 1):
+            told, alone = (
+                np.sum([astuple(one)[1:] for one in all_ if one.node == node], axis=0)
+                for all_ in (seen, apart)
+            )
+            assert told == pytest.approx(alone)
+            assert np.array_equal(at_once.histogram([node]), by_chunk.histogram([node]))
+        assert np.array_equal(at_once.states(pfn), by_chunk.states(pfn))
+        store, other = at_once._store, by_chunk._store
+        assert np.array_equal(store.levels, other.levels)
+        assert store.gained == pytest.approx(other.gained, abs=1e-4)
 
 
 def test_what_was_expected_and_met_is_told_of_well_known_frames() -> None:

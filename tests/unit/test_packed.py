@@ -33,6 +33,8 @@ def check(states: Packed, chunk: int, model: np.ndarray) -> None:
     offset = np.random.default_rng(1).permutation(len(model))
     assert np.array_equal(states.whole(chunk), model)
     assert np.array_equal(states.cells(chunk)[states.find(chunk, offset)], model[offset])
+    where = states.scattered(np.full(len(offset), chunk), offset)
+    assert np.array_equal(states.all[where], model[offset])
     for low, high in ((64, (1 << 16) - 1), (64, 500), (30_000, 50_000)):
         where, found = states.between(chunk, low, high)
         assert np.array_equal(where, np.flatnonzero((model >= low) & (model <= high)))
@@ -56,7 +58,7 @@ def some(rng: np.random.Generator, blocks: int, tails: float) -> np.ndarray:
     st.integers(0, 2**32),
     st.lists(
         st.tuples(
-            st.sampled_from(["put", "put", "clear", "replace"]),
+            st.sampled_from(["put", "scatter", "clear", "replace"]),
             st.sampled_from([1, 9, 60, 200, ROWS]),
             st.sampled_from([0.0, 0.3, 1.0]),
         ),
@@ -67,14 +69,19 @@ def some(rng: np.random.Generator, blocks: int, tails: float) -> np.ndarray:
 @settings(max_examples=60)
 def test_states_are_those_of_a_plain_array(seed: int, steps: list[tuple[str, int, float]]) -> None:
     rng = np.random.default_rng(seed)
-    states = packed(CHUNK, CHUNK)
-    model = np.zeros(CHUNK, np.uint16)
+    states = packed(CHUNK, CHUNK, CHUNK)
+    model, other = np.zeros((2, CHUNK), np.uint16)
     for step, blocks, tails in steps:
         offset = some(rng, blocks, tails)
         value = rng.integers(64, 1 << 16, len(offset)).astype(np.uint16)
         if step == "put":
             states.cells(1)[states.room(1, offset)] = value
             model[offset] = value
+        elif step == "scatter":
+            model[offset] = other[offset] = value
+            chunk, twice = np.repeat([1, 2], len(offset)), np.tile(offset, 2)
+            states.all[states.scattered_room(chunk, twice)] = np.tile(value, 2)
+            check(states, 2, other)
         elif step == "clear":
             # All of some blocks, as when memory is freed, and a few frames elsewhere.
             freed = (offset[:8, None] // BLOCK * BLOCK + np.arange(BLOCK)).ravel()
@@ -168,7 +175,7 @@ def test_a_row_that_is_given_up_to_make_room_is_not_written_to() -> None:
 
 def resident(heat: HeatMap) -> int:
     """Bytes of all states that are in memory, as the kernel says."""
-    cells = heat._store.packed._cells
+    cells = heat._store.packed.all
     first, pages = cells.ctypes.data // mmap.PAGESIZE, cells.nbytes // mmap.PAGESIZE
     with Path("/proc/self/pagemap").open("rb") as pagemap:
         pagemap.seek(8 * first)

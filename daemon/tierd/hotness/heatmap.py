@@ -27,19 +27,20 @@ from tierd.hotness.state import (
     transitions,
 )
 from tierd.hotness.store import Store
+from tierd.sets import unique
 
 PIECE: Final = 32 * 1024
 """Frames of a batch that are worked on at once: with their 64-bit indices they fit the cache."""
 
 FEW: Final = 2048
-FEW_CHUNKS: Final = 4
-"""A batch of so many frames in so many chunks is worked out without a table of all transitions."""
+"""A batch of so many frames is worked out without a table of all transitions."""
 
 STEP: Final = 16
 """One frame in so many of a large batch is learned from, on a machine with many."""
 
 ENOUGH: Final = 512
-"""Frames of a batch in one chunk from which it is worth the while to learn what neighbours say."""
+"""Frames of a batch in one chunk from which it is worth the while to work on them apart from those
+in other chunks, and to learn what neighbours say."""
 
 _SHIFT: Final = np.uint16(Q_SHIFT)
 
@@ -120,13 +121,18 @@ class HeatMap:
         """
         if granularity > 1:
             pfn, weight = _spread(pfn, weight, granularity)
-        seen: list[Seen] = []
-        slices = list(self._store.slices(pfn))
-        if len(pfn) > FEW or len(slices) > FEW_CHUNKS:
+        if len(pfn) > FEW:
             self._tabled = self._pass
-        for chunk, begin, end in slices:
+        seen: list[Seen] = []
+        few: list[tuple[int, int, int]] = []
+        for chunk, begin, end in self._store.slices(pfn):
+            if end - begin < ENOUGH:
+                few.append((chunk, begin, end))
+                continue
             these = slice(begin, end)
             seen.append(self._observe_chunk(chunk, pfn[these], weight[these], learn=learn))
+        if few:
+            seen += self._observe_few(few, pfn, weight, learn=learn)
         return tuple(seen)
 
     def _after(self, old: NDArray[np.uint16], hit: NDArray[np.bool_]) -> NDArray[np.uint16]:
@@ -175,6 +181,38 @@ class HeatMap:
             self._store.shift(chunk, _fold(change), looks=True)
         accessed = int(np.count_nonzero(weight))
         return Seen(int(self._store.node[chunk]), n, accessed, settled, expected, met)
+
+    def _observe_few(
+        self,
+        slices: Sequence[tuple[int, int, int]],
+        pfn: Pfns,
+        weight: NDArray[np.uint8],
+        *,
+        learn: bool,
+    ) -> list[Seen]:
+        """Few frames each of some chunks, at once: a sparse look is at a few blocks of each of
+        many chunks. slices: as `Store.slices` has them."""
+        number, begin, end = np.array(slices).T
+        length = end - begin
+        chunk = np.repeat(number, length)
+        if length.sum() < len(pfn):
+            rows = np.arange(len(chunk)) + np.repeat(begin - np.cumsum(length) + length, length)
+            pfn, weight = pfn[rows], weight[rows]
+        hit = weight > 0
+        packed = self._store.packed
+        where = packed.scattered_room(chunk, pfn.astype(np.int64) - self._store.start[chunk])
+        old = packed.all[where]
+        new = self._after(old, hit)
+        packed.all[where] = new
+        self._store.shift_scattered(chunk, old, new)
+        node = self._store.node[chunk]
+        seen = []
+        for each in unique(node).tolist():
+            these = node == each
+            known = self.forecast.enter(old[these], hit[these]) if learn else (0, 0.0, 0)
+            looked, accessed = int(np.count_nonzero(these)), int(np.count_nonzero(hit[these]))
+            seen.append(Seen(each, looked, accessed, *known))
+        return seen
 
     def _learn(
         self, chunk: int, pfn: Pfns, state: NDArray[np.uint16], hit: NDArray[np.bool_]

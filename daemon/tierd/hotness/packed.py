@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tierd.hotness.state import UNKNOWN
+from tierd.sets import unique
 
 CHUNK: Final = 128 * 1024
 """Frames that are worked on at once: temporaries stay within the second-level cache."""
@@ -80,7 +81,10 @@ class Packed:
         if pack:  # a huge page would hold the sheets of eight chunks, with rows that are not used
             with suppress(OSError):  # a kernel without huge pages
                 self._memory.madvise(mmap.MADV_NOHUGEPAGE)
-        self._cells = np.frombuffer(self._memory, np.uint16)
+        self.all = np.frombuffer(self._memory, np.uint16)
+        """uint16[]: the cells of all chunks, to be read and written at what `scattered` and
+        `scattered_room` say."""
+        self._bytes = self.all.view(np.uint8)
         self._rows = np.zeros(len(frames), np.uint8)
         """Rows in use beside row 0."""
         self._loose = np.zeros(len(frames), np.int32)
@@ -91,7 +95,7 @@ class Packed:
         """Where all states of a chunk lie, to be read and written at what `find` and `room`
         say."""
         at = int(self._at[chunk]) // _STATE
-        return self._cells[at : at + int(self._frames[chunk])]
+        return self.all[at : at + int(self._frames[chunk])]
 
     def find(self, chunk: int, offset: Offsets) -> Offsets:
         """int64[n]: the cells of frames (offsets in the chunk: int64[n], in any order). To be read
@@ -99,11 +103,30 @@ class Packed:
         if not self._sheet[chunk]:
             return offset
         block, inner = offset >> _SHIFT, offset & _INNER
-        row = self._rows_of(chunk)[block]
-        cell: Offsets = (row.astype(np.int64) << _SHIFT) + inner
-        alone = np.flatnonzero(row == 0)
-        cell[alone] = np.where(inner[alone] == 0, block[alone], _NOWHERE)
-        return cell
+        return _cell(self._rows_of(chunk)[block], block, inner)
+
+    def scattered(self, chunk: Offsets, offset: Offsets) -> Offsets:
+        """int64[n]: where in `all` the states of frames are, of which a few each are in many chunks
+        (int64[n] each, in any order); otherwise as `find`."""
+        at = self._at[chunk]
+        where: Offsets = at // _STATE + offset
+        rows = np.flatnonzero(self._sheet[chunk])
+        if len(rows):
+            block, inner = offset[rows] >> _SHIFT, offset[rows] & _INNER
+            row = self._bytes[at[rows] + ROWS * _STATE + block]
+            where[rows] = at[rows] // _STATE + _cell(row, block, inner)
+        return where
+
+    def scattered_room(self, chunk: Offsets, offset: Offsets) -> Offsets:
+        """As `scattered`, of frames (each once, sorted by chunk) that are about to become known."""
+        where = self.scattered(chunk, offset)
+        nowhere = self._sheet[chunk] & (where == self._at[chunk] // _STATE + _NOWHERE)
+        if not nowhere.any():
+            return where
+        for each in unique(chunk[nowhere]).tolist():
+            these = slice(*np.searchsorted(chunk, (each, each + 1)))
+            self.room(each, offset[these])
+        return self.scattered(chunk, offset)
 
     def room(self, chunk: int, where: Places) -> Places:
         """The cells of frames (offsets, unique) that are about to become known."""
@@ -239,6 +262,15 @@ class Packed:
         begin = int(self._at[chunk]) + -(-used // mmap.PAGESIZE) * mmap.PAGESIZE
         if begin < self._at[chunk + 1]:
             self._memory.madvise(mmap.MADV_DONTNEED, begin, int(self._at[chunk + 1]) - begin)
+
+
+def _cell(row: NDArray[np.uint8], block: Offsets, inner: Offsets) -> Offsets:
+    """int64[n]: cells of a sheet by the row that a frame's block has, the block, and the frame in
+    it."""
+    cell: Offsets = (row.astype(np.int64) << _SHIFT) + inner
+    alone = np.flatnonzero(row == 0)
+    cell[alone] = np.where(inner[alone] == 0, block[alone], _NOWHERE)
+    return cell
 
 
 def _blocks(offset: Offsets) -> Offsets:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from tierd.host import NO_PFN, Pfns, Span
 from tierd.hotness.packed import CHUNK, GROUP, Packed
-from tierd.hotness.state import FIRST, LEVEL_EDGES, LEVELS, Q_ONE, level_rate
+from tierd.hotness.state import FIRST, LEVEL_EDGES, LEVELS, Q_ONE, Q_SHIFT, level_rate
+from tierd.sets import unique
 
 FEW: Final = 64
 """Chunks up to which states are kept plain: of 32 GiB they are 16 MiB, and what a look at a sheet
@@ -78,8 +79,9 @@ class Store:
     def states(self, pfn: Pfns) -> NDArray[np.uint16]:
         """uint16[n]: state of each frame, in any order; 0 (unknown) outside all spans."""
         result = np.zeros(len(pfn), np.uint16)
-        for chunk, rows, offset in self.located(pfn):
-            result[rows] = self.of(chunk, offset)
+        chunk, rows = self._chunks(pfn)
+        offset = pfn[rows].astype(np.int64) - self.start[chunk]
+        result[rows] = self.packed.all[self.packed.scattered(chunk, offset)]
         return result
 
     def shift(self, chunk: int, change: NDArray[np.int64], *, looks: bool) -> None:
@@ -89,6 +91,24 @@ class Store:
         self._totals[int(self.node[chunk])] += change
         if looks:  # what chance adds it takes again
             self.gained[chunk] = max(self.gained[chunk] + float(change @ _HEATS), 0.0)
+
+    def shift_scattered(
+        self, chunk: NDArray[np.int64], old: NDArray[np.uint16], new: NDArray[np.uint16]
+    ) -> None:
+        """Frames (one entry each, sorted by chunk: int64[n]) have gone from one state to another
+        by looks."""
+        run = np.flatnonzero(np.diff(chunk, prepend=-1))
+        chunks = chunk[run]
+        row = np.repeat(np.arange(len(run)) * LEVELS, np.diff(run, append=len(chunk)))
+        cells = len(run) * LEVELS
+        change = np.bincount(row + _LEVEL[new >> _Q], minlength=cells)
+        change -= np.bincount(row + _LEVEL[old >> _Q], minlength=cells)
+        change = change.reshape(len(run), LEVELS)
+        self.levels[chunks] = self.levels[chunks] + change
+        node = self.node[chunks]
+        for each in unique(node).tolist():
+            self._totals[each] += change[node == each].sum(axis=0)
+        self.gained[chunks] = np.maximum(self.gained[chunks] + change @ _HEATS, 0.0)
 
     def slices(self, pfn: Pfns) -> Iterator[tuple[int, int, int]]:
         """(chunk, begin, end) for each chunk that sorted `pfn` touches."""
@@ -103,15 +123,21 @@ class Store:
 
     def located(self, pfn: Pfns) -> Iterator[tuple[int, NDArray[np.intp], NDArray[np.int64]]]:
         """(chunk, rows of `pfn` in it, their offsets in the chunk) for frames in any order."""
+        chunk, rows = self._chunks(pfn)
+        if not len(rows):
+            return
+        order = np.argsort(chunk, kind="stable")
+        each, begin = np.unique(chunk[order], return_index=True)
+        for number, part in zip(each.tolist(), np.split(rows[order], begin[1:]), strict=True):
+            yield number, part, pfn[part].astype(np.int64) - self.start[number]
+
+    def _chunks(self, pfn: Pfns) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
+        """int64[n], intp[n]: chunks of frames, and which of `pfn` those are: the others lie outside
+        all spans."""
         where = pfn.astype(np.int64)
         chunk = np.searchsorted(self.start, where, side="right") - 1
         rows = np.flatnonzero((chunk >= 0) & (where < self.end[chunk]) & (pfn != NO_PFN))
-        if not len(rows):
-            return
-        rows = rows[np.argsort(chunk[rows], kind="stable")]
-        each, begin = np.unique(chunk[rows], return_index=True)
-        for number, part in zip(each, np.split(rows, begin[1:]), strict=True):
-            yield int(number), part, where[part] - self.start[number]
+        return chunk[rows], rows
 
 
 def _cut(span: Span) -> NDArray[np.int64]:
@@ -128,3 +154,6 @@ def _heats() -> NDArray[np.float64]:
 
 
 _HEATS: Final = _heats()
+_LEVEL: Final = np.searchsorted(LEVEL_EDGES, np.arange(Q_ONE), side="right") - 1
+"""Levels by q."""
+_Q: Final = np.uint16(Q_SHIFT)
