@@ -104,11 +104,6 @@ class Target:
     heating: float
 
     @property
-    def demands(self) -> bool:
-        """Whether headroom asks for demotions."""
-        return any(frames > 0 for frames in self.need.values())
-
-    @property
     def rate(self) -> float:
         """Accesses per window at the threshold."""
         return level_rate(self.level)
@@ -162,6 +157,11 @@ def _capacity(tier: TierHeat) -> int:
     spare = sum(room.spare for room in tier.rooms)
     most = sum(room.total - room.high for room in tier.rooms)
     return max(0, min(known + spare, most))
+
+
+def short(tier: TierHeat) -> bool:
+    """Whether headroom asks for demotions."""
+    return any(_need(room) > 0 for room in tier.rooms)
 
 
 def _need(room: Room) -> int:

@@ -41,7 +41,7 @@ from tierd.hotness import SCAN_LIMIT, HeatMap, Seen
 from tierd.movers import Mover, MoveResult
 from tierd.pages import PageReader
 from tierd.planner import Direction, Limits, MovePlan, Moves, Reason, Ways, code, plan
-from tierd.policy import Changes, Target, TierHeat, decide
+from tierd.policy import Changes, Target, TierHeat, decide, short
 from tierd.samplers import Sampler
 from tierd.topology import Topology
 
@@ -146,7 +146,9 @@ class Engine:
         at = self._clock(tally, "sample", at)
         self._budget.upkeep(max(tally.cpu["sample"].total - sampled, 0.0))
         tiers = self._tiers(tally.seen)
-        self._targets = decide(tiers, self._changes)
+        idle = self._nothing_to_do and not any(short(tier) for tier in tiers[:-1])
+        if not idle:
+            self._targets = decide(tiers, self._changes)
         self._book.refresh()
         self._book.measure(self._heat)
         at = self._clock(tally, "heat", at)
@@ -157,7 +159,6 @@ class Engine:
         )
         # Deciding later is cheaper than not looking: what earlier decisions owe is paid first.
         now.deferred = self._budget.in_arrears(urgent=tally.confirmed > 0)
-        idle = self._nothing_to_do and not any(target.demands for target in self._targets)
         plans = [] if now.deferred or idle else self._plan(tally, tiers, limits, now.started)
         at = self._clock(tally, "plan", at)
         for each in plans:

@@ -67,6 +67,8 @@ class HeatMap:
         self.search = Search(self._store)
         self._many = len(self._store) > 8
         self._pass = 0
+        self._looked = False
+        """Something was observed in the last pass."""
         self._tabled = -1
         """The last pass for which there is a table of all transitions."""
         self._hazards = 0, 0
@@ -106,8 +108,10 @@ class HeatMap:
         it of one."""
         self._pass += 1
         self.search.begin()
-        self.forecast.learn(cooling)
-        self._company.learn()
+        if self._looked:
+            self._looked = False
+            self.forecast.learn(cooling)
+            self._company.learn()
         self._hazards = hazard_of(cooling), hazard_of(heating)
 
     def observe(
@@ -121,6 +125,7 @@ class HeatMap:
         """
         if granularity > 1:
             pfn, weight = _spread(pfn, weight, granularity)
+        self._looked = True
         if len(pfn) > FEW:
             self._tabled = self._pass
         seen: list[Seen] = []
