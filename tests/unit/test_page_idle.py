@@ -927,6 +927,58 @@ def test_memory_that_is_filled_during_a_look_is_not_taken_for_hot(
     assert sum(map(len, taken)) < 8
 
 
+def found_where_one_program_ends_and_another_begins(
+    monkeypatch: pytest.MonkeyPatch, *, wary: bool
+) -> int:
+    """2 MiB blocks found hot, whose frames were one program's when looks saw accesses, free when
+    the next one began, and had been filled by another when it ended."""
+    host = guest()
+    source = sampler(host, window=Window(min="2s", max="2.1s"))
+    hot_only(host, 1, hot=1)
+    for _ in range(4):
+        sample(host, source)
+    host.sleep(2.0)
+    sample(host, source, -1.0)  # what is under way is read
+    table = source._table
+    blocks = table.holding(pages_of(host, 1))[0]
+    with source._sums.changing(blocks):
+        table.learn(blocks, np.full(len(blocks), SMALL, np.uint8), np.full(len(blocks), 255))
+    for changed in (True, False):
+        table.settle(blocks, np.full(len(blocks), changed))
+    monkeypatch.setattr(idle_choice, "RECENT", 16 if wary else -1)
+    host.exit(1)
+    list(source.sample(PLENTY))
+    host.start(1)
+    host.sleep(2.0)
+    list(source.sample(-1.0))
+    return source.status().confirmed
+
+
+def test_a_program_that_begins_where_another_ended_is_not_taken_for_hot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert found_where_one_program_ends_and_another_begins(monkeypatch, wary=False) > 50
+    assert found_where_one_program_ends_and_another_begins(monkeypatch, wary=True) == 0
+
+
+def test_it_is_wary_for_a_while_after_much_memory_was_freed_or_taken() -> None:
+    host = guest()
+    source = sampler(host)
+    wary = []
+    for cycle in range(70):
+        if cycle == 20:
+            host.exit(1)
+        elif cycle == 45:
+            host.start(1)
+            hot_only(host, 1, hot=1)
+        sample(host, source)
+        wary.append(source._chooser.wary)
+    for begin in (20, 45):
+        assert not wary[begin - 1]
+        assert all(wary[begin : begin + idle_choice.RECENT])
+        assert not wary[begin + idle_choice.RECENT + 1]
+
+
 def test_a_second_sparse_look_that_tells_the_same_leaves_the_witness_alone() -> None:
     host, source = looked_at()
     blocks = source._table.holding(pages_of(host, 0)[:BLOCK])[0][:1]

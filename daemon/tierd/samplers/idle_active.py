@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tierd.samplers.idle_blocks import Blocks, BlockTable
+from tierd.samplers.idle_blocks import Blocks, BlockTable, Bools
 from tierd.samplers.idle_cost import full_units
 from tierd.samplers.idle_looks import HUGE
 
@@ -30,6 +30,14 @@ MOST_ACTIVE: Final = 2 * CHOICE
 """Blocks on the list of active ones."""
 FADE: Final = 0.9
 """What is left per call of the counts that the wait for a second look is estimated from."""
+
+
+def just_hot(table: BlockTable, blocks: Blocks) -> Bools:
+    """bool[n]: outside the fastest tier, and most of it has just become hot: the second look
+    decides."""
+    hot = (table.share(blocks) >= PLAIN) & (table.calm(blocks) < SURE)
+    slow: Bools = hot & ~table.fast(blocks) & (table.kind(blocks) != HUGE)
+    return slow
 
 
 class Active:
@@ -87,17 +95,13 @@ class Active:
         if self._urgent is None:
             self._gather()
             blocks = self._block[:CHOICE].astype(np.int64)
-            blocks = blocks[self.is_urgent(blocks) & ~self._table.busy(blocks)]
-            units = full_units(self._table.kind(blocks), self._table.heads(blocks))
-            self._urgent = float(units.sum())
+            self._urgent = self._units(blocks[just_hot(self._table, blocks)])
         return self._urgent
 
-    def is_urgent(self, blocks: Blocks) -> NDArray[np.bool_]:
-        """Outside the fastest tier, and most of it has just become hot: the second look decides."""
-        table = self._table
-        hot = (table.share(blocks) >= PLAIN) & (table.calm(blocks) < SURE)
-        slow: NDArray[np.bool_] = hot & ~table.fast(blocks) & (table.kind(blocks) != HUGE)
-        return slow
+    def _units(self, blocks: Blocks) -> float:
+        """Of a full look at those that are not being looked at."""
+        blocks = blocks[~self._table.busy(blocks)]
+        return float(full_units(self._table.kind(blocks), self._table.heads(blocks)).sum())
 
     def choose(self, turn: int, capacity: float, *, urgent: bool = False) -> Blocks:
         """The most promising blocks worth at most `capacity` units, taken off the list for a
@@ -119,7 +123,7 @@ class Active:
             (quick, 1.0),
         ]
         if urgent:
-            now = self.is_urgent(front)
+            now = just_hot(table, front)
             parts = [(now, 1.0), (~now, 0.0)]
         fresh = front[~quick & (table.share(front) > 0) & (table.calm(front) < SURE)]
         taken: list[Blocks] = []

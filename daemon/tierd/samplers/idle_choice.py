@@ -24,7 +24,7 @@ from typing import Final
 import numpy as np
 
 from tierd.host import Host
-from tierd.samplers.idle_active import Active
+from tierd.samplers.idle_active import Active, just_hot
 from tierd.samplers.idle_blocks import IDLE, Blocks, BlockTable, Bools
 from tierd.samplers.idle_cost import UNIT_PEEK, UNIT_WORD, Costs
 from tierd.samplers.idle_looks import BLOCK, EMPTY
@@ -66,7 +66,9 @@ FILLED_SHARE: Final = 1 / 256
 """Free memory taken since the last time, in bytes and as a share of all, after which every empty
 block is peeked at in a round of the sweep."""
 RECENT: Final = 16
-"""Calls after that in which an eighth as much is enough: what is taken last must not be missed."""
+"""Calls after that in which an eighth as much is enough: what is taken last must not be missed.
+After so much was taken or given back, as many calls in which frames of blocks that have just become
+hot are asked for: a program that ends while another begins looks like that."""
 
 SLICE: Final = 4096
 """Blocks of which a stream chooses at once."""
@@ -107,7 +109,10 @@ class Chooser:
         self._second: Blocks = np.zeros(0, np.int64)
         self._turn = {"sweep": 0, "refresh": 0}
         self._free = 0
-        self._filled_at = -RECENT
+        self._free_then = 0
+        self._watched = 0
+        """The last call in which free memory was looked at."""
+        self._filled_at = self._reused_at = -RECENT
         self._filling = 0
         """Blocks that the sweep has still to pass until all that were empty have been peeked at."""
         self.round = Round(table.count, host.monotonic())
@@ -150,7 +155,7 @@ class Chooser:
             left -= float(self._costs.word_units(sweep).sum())
         if Streams.FULL in streams and left >= max(BLOCK, capacity * WORTH_AGAIN):
             active = np.concatenate((active, self._active.choose(turn, left)))
-        soon = self._active.is_urgent(active) & hurry
+        soon = just_hot(self._table, active) & hurry
         return [
             Choice(np.sort(active[soon]), sparse=False, urgent=True),
             Choice(np.sort(np.concatenate((active[~soon], refresh))), sparse=False),
@@ -228,8 +233,11 @@ class Chooser:
         return rests
 
     def watch_free(self, turn: int) -> None:
-        """Before it is asked what is `filling`: where much free memory was taken, empty blocks
-        have filled."""
+        """Before it is asked what is `filling`, and whether to be `wary`: where much free memory
+        was taken, empty blocks have filled; where much was given back, too, blocks hold other data
+        than before."""
+        if turn == self._watched:
+            return
         memory = self._host.node_memory()
         free = sum(node.free for node in memory)
         much = max(FILLED, FILLED_SHARE * sum(node.total for node in memory))
@@ -237,6 +245,14 @@ class Chooser:
             self._filling = self._table.count
             self._free, self._filled_at = free, turn
         self._free = max(self._free, free)
+        if self._watched and abs(free - self._free_then) >= much / 8:
+            self._reused_at = turn
+        self._free_then, self._watched = free, turn
+
+    @property
+    def wary(self) -> bool:
+        """Whether memory of one program may have become another's a moment ago."""
+        return self._watched - self._reused_at <= RECENT
 
     def _for_sweep(self, capacity: float, left: float, gap: float) -> float:
         """Units that the refresh has to leave for the sweep."""

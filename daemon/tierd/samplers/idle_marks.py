@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tierd.host import Host, Pfns
+from tierd.samplers.idle_active import just_hot
 from tierd.samplers.idle_blocks import Blocks, BlockTable, Bools
 from tierd.samplers.idle_looks import (
     BLOCK,
@@ -66,8 +67,9 @@ class Look:
     frames. masks: uint64[n], the frames that were marked in that word; of a look at all frames
     uint64[n, 8], or None where all that there were are meant. fair: those blocks of the choice's
     that are here. cpu: seconds that marking took. filled: bool[n], blocks that were empty not
-    long ago. Of these, and of one word of those of which nothing was known, masks have only what
-    was there: the rest has yet to be filled, and that is not an access that says what follows."""
+    long ago. Of these, of others that may have been, and of one word of those of which nothing was
+    known, masks have only what was there: the rest has yet to be filled, and that is not an access
+    that says what follows."""
 
     blocks: Blocks
     words: NDArray[np.uint8] | None
@@ -87,10 +89,11 @@ class Marker:
         self._table = table
         self._sums = sums
 
-    def mark(self, choice: Choice, turn: int) -> Iterator[Look]:
+    def mark(self, choice: Choice, turn: int, *, wary: bool = False) -> Iterator[Look]:
         """Looks at the chosen blocks, each marked when it is asked for; `turn` is the number of the
-        present call. A sparse look marks a word of each block. So does a full one of a huge page,
-        which has one bit. Empty blocks are only peeked at."""
+        present call. wary: those that have just become hot may have been freed and filled since;
+        of them, too, only frames that are there count. A sparse look marks a word of each block. So
+        does a full one of a huge page, which has one bit. Empty blocks are only peeked at."""
         blocks = choice.blocks
         if not len(blocks):
             return
@@ -107,7 +110,7 @@ class Marker:
             part = full[at : at + GROUP_FULL]
             before = self._host.cpu_times().total
             first, new = self._table.first(part), member(part, filled)
-            there = self._there(first, new)
+            there = self._there(first, new | (just_hot(self._table, part) & wary))
             mark_full(self._host, first)
             yield self._look(choice, part, None, there, before, new)
         for at in range(0, len(words), GROUP_WORDS):
@@ -138,13 +141,13 @@ class Marker:
         now = self._host.monotonic()
         return Look(blocks, words, masks, now, these, cpu, choice.urgent, filled)
 
-    def _there(self, first: Pfns, filled: Bools) -> Words | None:
-        """uint64[n, 8]: folios that there are, where a block was empty not long ago, and else all
-        frames; None where none was."""
-        if not filled.any():
+    def _there(self, first: Pfns, unsure: Bools) -> Words | None:
+        """uint64[n, 8]: folios that there are, where a block may have been empty not long ago, and
+        else all frames; None where none was."""
+        if not unsure.any():
             return None
         there = np.full((len(first), WORDS), np.uint64(2**64 - 1))
-        there[filled] = there_in_full(self._host, first[filled])
+        there[unsure] = there_in_full(self._host, first[unsure])
         return there
 
     def _choose_words(

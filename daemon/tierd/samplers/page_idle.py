@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tierd.config import Sampling
 from tierd.host import Host, KernelError, Pfns
 from tierd.samplers import SampleBatch, SamplerStatus
-from tierd.samplers.idle_active import PLAIN, SURE, Active
+from tierd.samplers.idle_active import PLAIN, SURE, Active, just_hot
 from tierd.samplers.idle_blocks import HOT, IDLE, Blocks, BlockTable, Bools
 from tierd.samplers.idle_choice import AROUND_SHARE, Chooser, Streams
 from tierd.samplers.idle_cost import UNIT_BLOCK, UNIT_PEEK, Costs
@@ -236,7 +236,7 @@ class PageIdleSampler:
             # A peek found it in use a moment ago, if not in that word.
             kind = np.where(look.filled & (seen.kind == EMPTY), USED, seen.kind).astype(np.uint8)
             table.learn(blocks, kind, share.astype(np.uint8))
-        new = self._active.is_urgent(blocks)
+        new = just_hot(table, blocks)
         table.settle(blocks[twice], np.zeros(int(np.count_nonzero(twice)), np.bool_))
         # A few frames do not tell that a block which waits for a full look is the same.
         told = changed | (look.words is None) | ~(table.listed(blocks) | blind)
@@ -392,6 +392,7 @@ class PageIdleSampler:
         if not self._waits_urgently:
             return 0.0
         before = self._host.cpu_times()
+        self._chooser.watch_free(self._call)
         allowed += CREDIT * self._share * self._gap - self._costs.looks
         capacity = allowed / self._costs.full
         units = min(self._active.urgent(), (1 - AROUND_SHARE) * capacity)
@@ -418,7 +419,7 @@ class PageIdleSampler:
         flying = len(self._flight)
         try:
             for choice in choices:
-                for look in self._marker.mark(choice, self._call):
+                for look in self._marker.mark(choice, self._call, wary=self._chooser.wary):
                     self._flight.append(look)
         except KernelError:  # what was not marked has its turn again some time
             chosen = np.concatenate([choice.blocks for choice in choices])
