@@ -475,6 +475,39 @@ def test_the_cpu_share_holds_though_decisions_come_in_bursts() -> None:
     assert 0.9 * 0.03 < (machine.used - begun) / 200 <= 1.02 * 0.03
 
 
+class Slow(Machine):
+    """What every cycle does takes 0.025 s of CPU time, of a share of 0.03."""
+
+    used = 0.0
+
+    def cpu_times(self) -> CpuTimes:
+        return CpuTimes(self.used, 0.0)
+
+    def node_memory(self) -> tuple[NodeMemory, ...]:
+        self.used += 0.025
+        return super().node_memory()
+
+    def sample(self, cpu_budget: float) -> Iterator[SampleBatch]:
+        if cpu_budget <= 0:
+            return iter(())
+        self.used += 0.05
+        return super().sample(cpu_budget)
+
+
+def test_a_host_on_which_a_cycle_takes_nearly_all_of_the_share_is_tiered() -> None:
+    machine = Slow()
+    machine.fill(SLOW, 1600, 0)
+    machine.hot[:256] = True
+    engine = engine_for(machine)
+    reports = run(engine, machine, 60)
+    assert machine.on(FAST, np.arange(256)) == 256
+    machine.hot[:] = False
+    machine.hot[256:512] = True
+    reports = run(engine, machine, 60)
+    assert machine.on(FAST, np.arange(256, 512)) == 256
+    assert not any(report.deferred for report in reports)
+
+
 def test_making_forecasts_comes_out_of_the_cpu_share(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Bursts(frames=64)
     engine = engine_for(machine)
