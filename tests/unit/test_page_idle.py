@@ -979,6 +979,24 @@ def test_it_is_wary_for_a_while_after_much_memory_was_freed_or_taken() -> None:
         assert not wary[begin + idle_choice.RECENT + 1]
 
 
+@pytest.mark.parametrize("part", [False, True], ids=["calm", "hot in part"])
+def test_full_looks_have_their_turn_sooner_where_parts_have_become_hot(
+    monkeypatch: pytest.MonkeyPatch, part: bool
+) -> None:
+    host, source = before_a_program_begins(monkeypatch)
+    host.start(1)
+    hot_only(host, 1, hot=1)
+    for _ in on_a_share(host, source, 0.07, 60):
+        pass
+    monkeypatch.setattr(type(source._chooser), "filling", False)
+    monkeypatch.setattr(source._active, "fresh", lambda: 1e4 * part)
+    full = []
+    for _ in on_a_share(host, source, 0.07, 150):
+        new = [e for e in source._flight if e.marked > source._last_call and not e.urgent]
+        full += [any(look.words is None for look in new)] * bool(new)
+    assert np.mean(full) == pytest.approx(1 / (4 if part else 8), abs=0.05)
+
+
 def test_a_second_sparse_look_that_tells_the_same_leaves_the_witness_alone() -> None:
     host, source = looked_at()
     blocks = source._table.holding(pages_of(host, 0)[:BLOCK])[0][:1]

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tierd.samplers.idle_blocks import Blocks, BlockTable, Bools
+from tierd.samplers.idle_blocks import IDLE, Blocks, BlockTable, Bools
 from tierd.samplers.idle_cost import full_units
 from tierd.samplers.idle_looks import HUGE
 
@@ -97,6 +97,15 @@ class Active:
             blocks = self._block[:CHOICE].astype(np.int64)
             self._urgent = self._units(blocks[just_hot(self._table, blocks)])
         return self._urgent
+
+    def fresh(self) -> float:
+        """Units of a full look at the blocks outside the fastest tier of which a part has just
+        become hot."""
+        table = self._table
+        self._gather()
+        blocks = self._block[:CHOICE].astype(np.int64)
+        new = (table.share(blocks) > IDLE) & (table.calm(blocks) < SURE)
+        return self._units(blocks[new & ~table.fast(blocks) & (table.kind(blocks) != HUGE)])
 
     def _units(self, blocks: Blocks) -> float:
         """Of a full look at those that are not being looked at."""

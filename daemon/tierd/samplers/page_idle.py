@@ -62,8 +62,8 @@ SCARCE: Final = 2.0
 looks or others, not both, and those are full or sparse ones by turns."""
 FULL_TURN: Final = 4
 REFRESH_TURN: Final = 8
-"""Every so many-th of those turns is one of full looks: where some block is active, where none
-is."""
+"""Every so many-th of those turns is one of full looks: where parts of blocks that may have to be
+promoted have just become hot, and elsewhere."""
 CREDIT: Final = 4.0
 """Calls' worth of the CPU share that second looks may owe."""
 AGAIN: Final = 8
@@ -382,7 +382,7 @@ class PageIdleSampler:
     def _whose_turn(self) -> Streams:
         """Full looks or sparse ones. What has been filled is looked at sparsely first, but memory
         may be filled all the time."""
-        turns = FULL_TURN if len(self._active) else REFRESH_TURN
+        turns = FULL_TURN if self._is_worth_a_look(self._active.fresh()) else REFRESH_TURN
         turns *= 2 if self._chooser.filling else 1
         return Streams.FULL if self._turns >= turns - 1 else Streams.SPARSE
 
