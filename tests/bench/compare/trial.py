@@ -24,7 +24,8 @@ SIZE_MIB: Final = 256
 HOT_MIB: Final = 48
 WATCH_MS: Final = 250
 SETTLE: Final = 15.0
-"""Seconds between switching the way on and the first program."""
+"""Seconds before each program: a program's end, and how its frames are filled anew, are not what is
+measured of the next one."""
 CPU: Final = 1
 """Where the program runs."""
 TICK_US: Final = 10_000
@@ -108,8 +109,8 @@ def run(guest: Guest, way: Way, manners: Sequence[Manner]) -> Iterator[Trial]:
     for name in ("access", "tick", "watch"):
         guest.put(f"/usr/local/bin/{name}", loads.binary(name), 0o755)
     way.start(guest)
-    time.sleep(SETTLE)
     for manner in manners:
+        time.sleep(SETTLE)
         yield _one(guest, way, manner)
 
 
