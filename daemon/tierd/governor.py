@@ -32,9 +32,9 @@ OTHERS_SHARE: Final = 0.5
 """Of the CPU share: so much of a cycle's at most goes to decisions and upkeep (reports, whoever
 asks for them, all that is done in every cycle), so that sampling does not starve."""
 
-UPKEEP_SHARE: Final = 0.75
-"""Of that: for what is done in every cycle, while decisions owe something. It may take all of the
-rest and more, on a slow host or where many ask, and there must be decisions there, too."""
+DECISIONS_SHARE: Final = 0.125
+"""Of the CPU share: for decisions in any case, where upkeep takes all of that: on a slow host or
+where many ask there must be decisions, too."""
 
 CREDIT: Final = 4.0
 """Cycles' worth of the CPU share that decisions may owe before even those decisions wait that
@@ -327,9 +327,8 @@ class Budget:
         self._cpu = TokenBucket(cpu, cpu * CPU_BURST * interval, now)
         self._part = cpu * interval
         """CPU seconds that the share is in one cycle."""
-        self._payable = self._for_upkeep = 0.0
-        """Of that, what may still be taken in this cycle for other things than sampling, and for
-        upkeep."""
+        self._payable = 0.0
+        """Of that, what may still be taken in this cycle for other things than sampling."""
         self._upkeep = self._decisions = 0.0
         """CPU seconds that each owes."""
         self._back_off = BackOff()
@@ -351,7 +350,6 @@ class Budget:
         self._demote.refill(now, share)
         self._cpu.refill(now)
         self._payable = OTHERS_SHARE * self._part
-        self._for_upkeep = self._payable * (UPKEEP_SHARE if self._decisions > 0 else 1.0)
         return Allowance(
             promote=max(int(min(self._promote.tokens, self._promote.burst * share)), 0),
             demote=max(int(min(self._demote.tokens, self._demote.burst * share)), 0),
@@ -373,25 +371,25 @@ class Budget:
         self._cpu.spend(cpu)
 
     def upkeep(self, cpu: float) -> None:
-        """CPU seconds of what is neither sampling nor moving nor deciding. They come out of the
-        same share, but leave a part of it to sampling in every cycle: what is too much for one is
+        """CPU seconds of what is neither sampling nor moving nor planning. They come out of the
+        same share, but leave half of it to sampling in every cycle: what is too much for one is
         paid in the next ones."""
         self._upkeep = min(self._upkeep + cpu, MOST_OWED * self._part)
-        paid = self._pay(min(self._upkeep, self._for_upkeep))
-        self._for_upkeep -= paid
-        self._upkeep -= paid
+        self._upkeep -= self._pay(min(self._upkeep, self._payable))
 
     def decided(self, cpu: float) -> None:
-        """CPU seconds of a decision, 0 in a cycle without one; paid for as `upkeep` is."""
+        """CPU seconds of planning, to be told of in every cycle after its upkeep. They are paid
+        with what that has left of its half of the share, an eighth of the share at least: upkeep
+        up to half of it exceeds it by nothing."""
         self._decisions = min(self._decisions + cpu, MOST_OWED * self._part)
-        self._decisions -= self._pay(self._decisions)
+        room = max(self._payable, DECISIONS_SHARE * self._part)
+        self._decisions -= self._pay(min(self._decisions, room))
 
     def _pay(self, cpu: float) -> float:
-        """Take from sampling as much of `cpu` as may be taken in this cycle; returns it."""
-        paid = min(cpu, self._payable)
-        self._payable -= paid
-        self._cpu.spend(paid)
-        return paid
+        """Take so much from sampling; returns it."""
+        self._payable = max(self._payable - cpu, 0.0)
+        self._cpu.spend(cpu)
+        return cpu
 
     def in_arrears(self, *, urgent: bool) -> bool:
         """Whether decisions owe too much for another one now. urgent: something has just been

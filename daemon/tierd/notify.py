@@ -15,7 +15,8 @@ from typing import Final
 
 FEEDS: Final = 10
 """More often than this in a period the watchdog is told nothing: on an emulated host to say so
-after every cycle took a tenth of one in which nothing happens."""
+after every cycle took a tenth of one in which nothing happens. By as much its patience with a
+cycle that hangs is the shorter."""
 
 _FIRST_FD: Final = 3
 _SEND_TIMEOUT: Final = 1.0

@@ -38,8 +38,8 @@ NOISE: Final = 2.0
 """Standard errors of a count of accesses that are no sign of a change."""
 
 LOOKS: Final = 4
-"""Cycles for which a change is remembered: of a frame that was looked at four times since, the
-run of four outcomes may have begun with it."""
+"""Cycles with looks for which a change is remembered: of a frame that was looked at four times
+since, the run of four outcomes may have begun with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +120,13 @@ def decide(tiers: Sequence[TierHeat], changes: Sequence[Changes]) -> tuple[Targe
     for tier in tiers:
         total += tier.histogram
     capacity = 0
+    looked = any(tier.settled for tier in tiers)
     for index, tier in enumerate(tiers[:-1]):
         capacity += _capacity(tier)
         level = fit(total, capacity)
-        changing = changes[index].update(changed(tiers, index))
+        if looked:
+            changes[index].update(changed(tiers, index))
+        changing = changes[index].share
         outnumber = _outnumber(tiers, index)
         targets.append(
             Target(
@@ -215,8 +218,12 @@ class Changes:
         self._shares: deque[float] = deque(maxlen=LOOKS)
 
     def update(self, share: tuple[float, float] | None) -> float:
-        """The largest share of late, 0..1, beyond what may be noise; `share` is this cycle's, as
-        `changed` says."""
+        """Take over what `changed` says of a cycle with looks; returns what `share` is then."""
         now = 0.0 if share is None else min(max(share[0] - NOISE * share[1], 0.0), 1.0)
         self._shares.append(now)
-        return max(self._shares)
+        return self.share
+
+    @property
+    def share(self) -> float:
+        """The largest share of late, 0..1, beyond what may be noise."""
+        return max(self._shares, default=0.0)

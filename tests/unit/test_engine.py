@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tierd.config import Class, Config, Migration, Mode
-from tierd.engine import Engine
+from tierd.engine import Engine, cycle
 from tierd.engine.scout import _union
 from tierd.host import (
     KPF,
@@ -447,14 +447,23 @@ def test_explain_tells_what_neighbours_make_of_what_may_be_promoted(
     assert engine.explain(machine.base).neighbours == 1.0
 
 
-class Bursts(Machine):
-    """Every tenth cycle deciding takes 0.1 s of CPU time; sampling takes all it is given."""
+class Spends(Machine):
+    """Sampling takes all the CPU time that it is given."""
 
     used = 0.0
-    waiting = 0.0
 
     def cpu_times(self) -> CpuTimes:
         return CpuTimes(self.used, 0.0)
+
+    def sample(self, cpu_budget: float) -> Iterator[SampleBatch]:
+        self.used += cpu_budget
+        return super().sample(cpu_budget)
+
+
+class Bursts(Spends):
+    """Every tenth cycle reading the nodes takes 0.1 s."""
+
+    waiting = 0.0
 
     def node_memory(self) -> tuple[NodeMemory, ...]:
         self.used, self.waiting = self.used + self.waiting, 0.0
@@ -462,11 +471,10 @@ class Bursts(Machine):
 
     def sample(self, cpu_budget: float) -> Iterator[SampleBatch]:
         self.waiting = 0.1 if self.looks % 10 == 0 else 0.0
-        self.used += cpu_budget
         return super().sample(cpu_budget)
 
 
-def test_the_cpu_share_holds_though_decisions_come_in_bursts() -> None:
+def test_the_cpu_share_holds_though_upkeep_comes_in_bursts() -> None:
     machine = Bursts(frames=64)
     engine = engine_for(machine)
     run(engine, machine, 20)
@@ -475,23 +483,55 @@ def test_the_cpu_share_holds_though_decisions_come_in_bursts() -> None:
     assert 0.9 * 0.03 < (machine.used - begun) / 200 <= 1.02 * 0.03
 
 
-class Slow(Machine):
-    """What every cycle does takes 0.025 s of CPU time, of a share of 0.03."""
+def test_the_cpu_share_holds_though_decisions_are_dear(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Spends(frames=64)
+    engine = engine_for(machine)
+    candidates = engine._scout.candidates
 
-    used = 0.0
+    def dear(*args: object, **keys: object) -> object:
+        machine.used += 0.1
+        return candidates(*args, **keys)  # type: ignore[arg-type]
 
-    def cpu_times(self) -> CpuTimes:
-        return CpuTimes(self.used, 0.0)
+    monkeypatch.setattr(engine._scout, "candidates", dear)
+    run(engine, machine, 20)
+    begun = machine.used
+    reports = run(engine, machine, 400)
+    assert 0.9 * 0.03 < (machine.used - begun) / 400 <= 1.03 * 0.03
+    # Half of the share at most: one in seven cycles.
+    assert 0.8 < np.mean([report.deferred for report in reports]) < 0.95
+
+
+def test_without_looks_nothing_is_decided_anew_unless_room_is_short(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine = Machine()
+    machine.fill(FAST, 3900, 0)
+    engine = engine_for(machine)
+    run(engine, machine, 8)
+    machine.sample = lambda cpu_budget: iter(())  # type: ignore[method-assign]
+    run(engine, machine, 2)
+    decided = []
+    original = cycle.decide
+    monkeypatch.setattr(cycle, "decide", lambda *args: decided.append(args) or original(*args))
+    run(engine, machine, 3)
+    assert not decided
+    free = machine.node_memory()[FAST].free // machine.page_size
+    machine.fill(FAST, free, 4000)
+    (report,) = run(engine, machine, 1)
+    assert decided
+    assert moved([report], Direction.DEMOTE) > 0
+
+
+class Slow(Spends):
+    """Reading the nodes takes 0.025 s in every cycle, of a share of 0.03; nothing is looked at
+    before 0.01 s can be paid."""
 
     def node_memory(self) -> tuple[NodeMemory, ...]:
         self.used += 0.025
         return super().node_memory()
 
     def sample(self, cpu_budget: float) -> Iterator[SampleBatch]:
-        if cpu_budget <= 0:
-            return iter(())
-        self.used += 0.05
-        return super().sample(cpu_budget)
+        return super().sample(cpu_budget) if cpu_budget >= 0.01 else iter(())
 
 
 def test_a_host_on_which_a_cycle_takes_nearly_all_of_the_share_is_tiered() -> None:

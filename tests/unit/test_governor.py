@@ -329,22 +329,42 @@ def test_decisions_wait_while_earlier_ones_are_not_paid_for() -> None:
     assert waiting == [False, False, True, True, False, True, True, False]
 
 
-def test_upkeep_beyond_its_part_does_not_put_decisions_off_for_ever() -> None:
-    """On a host so slow that what is done in every cycle takes more than half of the share."""
+@pytest.mark.parametrize("upkeep", [0.45, 0.5])
+@pytest.mark.parametrize("wanted", [0.0, 1e-6, 0.5], ids=["none", "hardly any", "many"])
+def test_upkeep_of_half_of_the_share_and_decisions_keep_within_it(
+    upkeep: float, wanted: float
+) -> None:
+    """On a host so slow that what is done in every cycle takes half of the share."""
     budget = Budget(1, 1, cpu=0.04, interval=1.0, now=0.0)
-    decisions, sampling = 0, 0.0
+    decisions, used, sampled = 0.0, 0.0, []
+    for cycle in range(1, 201):
+        budget.begin(float(cycle), {}, {})
+        budget.upkeep(upkeep * 0.04)
+        decided = 0.0 if budget.in_arrears(urgent=False) else wanted * 0.04
+        budget.decided(decided)
+        sampled.append(max(budget.cpu, 0.0))
+        budget.spent(0, 0, sampled[-1])
+        decisions += decided
+        used += upkeep * 0.04 + decided + sampled[-1]
+    # What was saved before the first cycle, and what decisions owe yet.
+    assert 200 * 0.04 - 0.04 < used <= 200 * 0.04 + 4 * 0.04 + 1.5 * 0.04
+    assert min(sampled) >= 0.375 * 0.04 - 1e-9
+    if wanted == 0.5:
+        assert decisions == pytest.approx(200 * 0.125 * 0.04, rel=0.15)
+
+
+def test_upkeep_beyond_its_part_does_not_put_decisions_off_for_ever() -> None:
+    budget = Budget(1, 1, cpu=0.04, interval=1.0, now=0.0)
+    decisions = 0
     for cycle in range(1, 101):
         budget.begin(float(cycle), {}, {})
         budget.upkeep(0.03)
-        if not budget.in_arrears(urgent=False):
-            decisions += 1
-            budget.decided(0.02)
-        budget.decided(0.0)
-        sampling += budget.cpu
-        budget.spent(0, 0, budget.cpu)
-    # They are paid with an eighth of the share, 5 ms a cycle; half is left to sampling.
+        waits = budget.in_arrears(urgent=False)
+        decisions += not waits
+        budget.decided(0.0 if waits else 0.02)
+        budget.spent(0, 0, max(budget.cpu, 0.0))
+    # They are paid with an eighth of the share, 5 ms a cycle.
     assert decisions == pytest.approx(100 * 0.005 / 0.02, abs=3)
-    assert sampling >= 100 * 0.02
 
 
 def test_upkeep_that_never_ends_is_forgiven_beyond_a_bound() -> None:

@@ -11,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tierd.host import NO_PFN, Span, frames_from
-from tierd.hotness import CHUNK, LEVELS, HeatMap, Seen, level_rate, rate, rate_bound, recent
+from tierd.hotness import (
+    CHUNK,
+    LEVELS,
+    HeatMap,
+    heatmap,
+    level_rate,
+    rate,
+    rate_bound,
+    recent,
+    store,
+)
 from tierd.hotness.search import READS
 from tierd.hotness.state import (
     CHANGING,
@@ -239,37 +249,57 @@ def test_regions_speak_for_their_frames_but_not_past_the_next() -> None:
     assert np.flatnonzero(state).tolist() == [*range(20), *range(50, 66)]
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("learn", [False, True])
 @given(st.integers(0, 2**32), st.sampled_from([1, 40, 300]))
-@settings(max_examples=20, deadline=None)
-def test_few_frames_of_many_chunks_are_entered_as_those_of_one_are(seed: int, each: int) -> None:
+@settings(max_examples=10, deadline=None)
+def test_few_frames_of_many_chunks_are_entered_as_those_of_each_are(
+    packed: bool, learn: bool, seed: int, each: int
+) -> None:
     rng = np.random.default_rng(seed)
     spans = (Span(0, 77, 3 * CHUNK + 5), Span(1, 4 * CHUNK, 7 * CHUNK))
-    at_once, by_chunk = HeatMap(spans), HeatMap(spans)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "FEW", 0 if packed else 64)
+        at_once, by_chunk = HeatMap(spans), HeatMap(spans)
     for _ in range(4):
-        # Some outside all spans; one chunk with so many that it is worked on apart.
-        many = rng.integers(CHUNK, 2 * CHUNK, 900)
-        pfn = np.unique(np.concatenate((rng.integers(0, 8 * CHUNK, 8 * each), many))).astype(
-            np.uint64
-        )
+        # Some outside all spans, some in the chunk of five frames; of one chunk so many that it is
+        # worked on apart.
+        some = rng.integers(0, 8 * CHUNK, 8 * each), rng.integers(CHUNK, 2 * CHUNK, 900)
+        pfn = np.concatenate((*some, 3 * CHUNK + rng.integers(0, 5, 2)))
+        pfn = np.unique(pfn).astype(np.uint64)
         weight = (rng.random(len(pfn)) < 0.4).astype(np.uint8)
         at_once.tick()
         by_chunk.tick()
-        seen = at_once.observe(pfn, weight)
-        apart: list[Seen] = []
-        for chunk in range(8):
-            here = pfn // np.uint64(CHUNK) == chunk
-            apart += by_chunk.observe(pfn[here], weight[here])
+        seen = at_once.observe(pfn, weight, learn=learn)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(heatmap, "ENOUGH", 1)
+            patch.setattr(by_chunk._company, "wants", lambda looks: looks >= 512)
+            apart = by_chunk.observe(pfn, weight, learn=learn)
         for node in (0, 1):
             told, alone = (
-                np.sum([astuple(one)[1:] for one in all_ if one.node == node], axis=0)
-                for all_ in (seen, apart)
+                np.sum([astuple(one)[1:] for one in every if one.node == node], axis=0)
+                for every in (seen, apart)
             )
             assert told == pytest.approx(alone)
             assert np.array_equal(at_once.histogram([node]), by_chunk.histogram([node]))
         assert np.array_equal(at_once.states(pfn), by_chunk.states(pfn))
-        store, other = at_once._store, by_chunk._store
-        assert np.array_equal(store.levels, other.levels)
-        assert store.gained == pytest.approx(other.gained, abs=1e-4)
+        assert np.array_equal(at_once._store.levels, by_chunk._store.levels)
+        assert at_once._store.gained == pytest.approx(by_chunk._store.gained, abs=1e-4)
+        assert at_once.forecast._new == pytest.approx(by_chunk.forecast._new)
+
+
+def test_nothing_is_learned_in_a_pass_without_looks() -> None:
+    heat = HeatMap(SPANS)
+    for _ in range(3):
+        look(heat, frames(), np.ones(len(frames()), bool))
+    heat.tick()
+    before = heat.forecast._changed
+    for _ in range(5):
+        heat.tick(cooling=0.5)
+    assert heat.forecast._changed == before
+    heat.observe(frames()[:10], np.ones(10, np.uint8))
+    heat.tick(cooling=0.5)
+    assert heat.forecast._changed > before
 
 
 def test_what_was_expected_and_met_is_told_of_well_known_frames() -> None:

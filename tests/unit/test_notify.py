@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -61,6 +62,23 @@ def test_watchdog_only_where_one_waits(manager: socket.socket) -> None:
     assert lines(manager) == ["WATCHDOG=1"]
     assert Notifier(base | {"WATCHDOG_PID": "1"}).watchdog_period is None
     assert Notifier(base | {"WATCHDOG_USEC": "soon"}).watchdog_period is None
+
+
+def test_the_watchdog_is_told_ten_times_in_its_period_at_most(
+    manager: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    notifier = Notifier({"NOTIFY_SOCKET": manager.getsockname(), "WATCHDOG_USEC": "120000000"})
+    manager.setblocking(False)
+    told = 0
+    for _ in range(240):
+        notifier.watchdog()
+        with contextlib.suppress(BlockingIOError):
+            assert lines(manager) == ["WATCHDOG=1"]
+            told += 1
+        now[0] += 1.0
+    assert told == 20
 
 
 def test_without_a_manager_nothing_happens(tmp_path: Path) -> None:

@@ -961,6 +961,31 @@ def test_a_program_that_begins_where_another_ended_is_not_taken_for_hot(
     assert found_where_one_program_ends_and_another_begins(monkeypatch, wary=True) == 0
 
 
+def test_blocks_that_are_hot_in_part_and_have_changed_are_counted() -> None:
+    """Ten small blocks: five are as asked for, of which one is being looked at."""
+    host, source = looked_at()
+    (span,) = (each for each in topology_of(host).spans if each.node == 1)
+    slow = source._table.holding(np.arange(span.start, span.end, BLOCK, dtype=np.uint64))[0][:10]
+    table, kind = source._table, np.full(10, SMALL, np.uint8)
+    kind[0] = HUGE
+    share = np.full(10, 100)
+    share[[1, 2]] = 0, 8
+    table.learn(slow, kind, share)
+    table.settle(slow, np.ones(10, np.bool_))
+    for _ in range(2):
+        table.settle(slow[3:5], np.zeros(2, np.bool_))
+    quick = source._table.holding(pages_of(host, 0)[:BLOCK])[0][:1]
+    table.learn(quick, kind[1:2], share[:1])
+    table.settle(quick, np.ones(1, np.bool_))
+    active = Active(table)
+    active.add(slow, 1)
+    active.add(quick, 1)
+    assert table.fast(quick).all()
+    assert not table.fast(slow).any()
+    table.take(slow[5:6])
+    assert active.changing() == 4 * (BLOCK + 4)
+
+
 def test_it_is_wary_for_a_while_after_much_memory_was_freed_or_taken() -> None:
     host = guest()
     source = sampler(host)
@@ -979,8 +1004,8 @@ def test_it_is_wary_for_a_while_after_much_memory_was_freed_or_taken() -> None:
         assert not wary[begin + idle_choice.RECENT + 1]
 
 
-@pytest.mark.parametrize("part", [False, True], ids=["calm", "hot in part"])
-def test_full_looks_have_their_turn_sooner_where_parts_have_become_hot(
+@pytest.mark.parametrize("part", [False, True], ids=["none", "some"])
+def test_full_looks_have_their_turn_sooner_where_blocks_that_are_hot_in_part_have_changed(
     monkeypatch: pytest.MonkeyPatch, part: bool
 ) -> None:
     host, source = before_a_program_begins(monkeypatch)
@@ -989,7 +1014,7 @@ def test_full_looks_have_their_turn_sooner_where_parts_have_become_hot(
     for _ in on_a_share(host, source, 0.07, 60):
         pass
     monkeypatch.setattr(type(source._chooser), "filling", False)
-    monkeypatch.setattr(source._active, "fresh", lambda: 1e4 * part)
+    monkeypatch.setattr(source._active, "changing", lambda: 1e4 * part)
     full = []
     for _ in on_a_share(host, source, 0.07, 150):
         new = [e for e in source._flight if e.marked > source._last_call and not e.urgent]

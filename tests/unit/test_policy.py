@@ -105,6 +105,17 @@ def test_a_change_is_remembered_for_four_looks_and_noise_is_none() -> None:
     assert [changes.update(None) for _ in range(LOOKS)][-2:] == [pytest.approx(0.2), 0.0]
 
 
+def test_cycles_without_looks_do_not_let_a_change_be_forgotten() -> None:
+    tiers = [looks(0.8, 1000, 400), looks(0.1, 4000, 800)]
+    changes = Changes()
+    seen = decide(tiers, [changes])[0].cooling
+    assert seen > 0.3
+    for _ in range(3 * LOOKS):
+        assert decide([looks(0.0, 0, 0), looks(0.0, 0, 0)], [changes])[0].cooling == seen
+    steady = [looks(0.8, 1000, 800), looks(0.1, 4000, 400)]
+    assert [decide(steady, [changes])[0].cooling for _ in range(LOOKS)][-2:] == [seen, 0.0]
+
+
 def test_as_much_heats_as_cools() -> None:
     tiers = [looks(0.8, 1000, 400), looks(0.1, 4000, 800)]
     target = decide(tiers, [Changes()])[0]

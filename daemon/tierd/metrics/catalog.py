@@ -192,8 +192,9 @@ _ALL: Final = (
     ),
     _counter(
         "tierd_deferred_plans_total",
-        "Cycles in which nothing was decided, because deciding costs more than half of the CPU"
-        " share: what is too much for one cycle is paid in the next ones.",
+        "Cycles in which nothing was decided, because deciding costs more than what is left for it"
+        " of half of the CPU share (an eighth at least): what is too much for one cycle is paid in"
+        " the next ones.",
     ),
     _counter("tierd_rate_limited_cycles_total", "Cycles in which a budget held pages back."),
     _counter("tierd_wasted_pages_total", "Base pages demoted soon after their promotion."),

@@ -98,9 +98,10 @@ class Active:
             self._urgent = self._units(blocks[just_hot(self._table, blocks)])
         return self._urgent
 
-    def fresh(self) -> float:
-        """Units of a full look at the blocks outside the fastest tier of which a part has just
-        become hot."""
+    def changing(self) -> float:
+        """Units of a full look at the blocks outside the fastest tier that are hot, if only in
+        part, and told something else of late. Huge pages are not among them: they have second looks
+        with the sparse ones."""
         table = self._table
         self._gather()
         blocks = self._block[:CHOICE].astype(np.int64)

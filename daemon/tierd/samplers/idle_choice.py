@@ -67,8 +67,9 @@ FILLED_SHARE: Final = 1 / 256
 block is peeked at in a round of the sweep."""
 RECENT: Final = 16
 """Calls after that in which an eighth as much is enough: what is taken last must not be missed.
-After so much was taken or given back, as many calls in which frames of blocks that have just become
-hot are asked for: a program that ends while another begins looks like that."""
+After an eighth (2 MiB, or 1/2048 of all memory) was taken or given back between two calls, as many
+calls in which frames of blocks that have just become hot are asked for: a program that ends while
+another begins looks like that."""
 
 SLICE: Final = 4096
 """Blocks of which a stream chooses at once."""
@@ -236,8 +237,6 @@ class Chooser:
         """Before it is asked what is `filling`, and whether to be `wary`: where much free memory
         was taken, empty blocks have filled; where much was given back, too, blocks hold other data
         than before."""
-        if turn == self._watched:
-            return
         memory = self._host.node_memory()
         free = sum(node.free for node in memory)
         much = max(FILLED, FILLED_SHARE * sum(node.total for node in memory))

@@ -62,8 +62,8 @@ SCARCE: Final = 2.0
 looks or others, not both, and those are full or sparse ones by turns."""
 FULL_TURN: Final = 4
 REFRESH_TURN: Final = 8
-"""Every so many-th of those turns is one of full looks: where parts of blocks that may have to be
-promoted have just become hot, and elsewhere."""
+"""Every so many-th of those turns is one of full looks: where blocks that are hot in part, and may
+have to be promoted, have changed, and elsewhere."""
 CREDIT: Final = 4.0
 """Calls' worth of the CPU share that second looks may owe."""
 AGAIN: Final = 8
@@ -348,9 +348,9 @@ class PageIdleSampler:
 
         What is hardly more than looks cost whatever their size is saved up for fewer, larger ones.
         """
+        self._chooser.watch_free(self._call)
         if allowed <= 0:  # a debt is paid back before anything is saved
             return self._begin_urgent(allowed)
-        self._chooser.watch_free(self._call)
         steady = self._share * self._gap if self._gap else allowed
         scarce = steady < SCARCE * self._fixed(Streams.ALL)
         streams = self._whose_turn() if scarce else Streams.ALL
@@ -382,7 +382,7 @@ class PageIdleSampler:
     def _whose_turn(self) -> Streams:
         """Full looks or sparse ones. What has been filled is looked at sparsely first, but memory
         may be filled all the time."""
-        turns = FULL_TURN if self._is_worth_a_look(self._active.fresh()) else REFRESH_TURN
+        turns = FULL_TURN if self._is_worth_a_look(self._active.changing()) else REFRESH_TURN
         turns *= 2 if self._chooser.filling else 1
         return Streams.FULL if self._turns >= turns - 1 else Streams.SPARSE
 
@@ -392,7 +392,6 @@ class PageIdleSampler:
         if not self._waits_urgently:
             return 0.0
         before = self._host.cpu_times()
-        self._chooser.watch_free(self._call)
         allowed += CREDIT * self._share * self._gap - self._costs.looks
         capacity = allowed / self._costs.full
         units = min(self._active.urgent(), (1 - AROUND_SHARE) * capacity)
