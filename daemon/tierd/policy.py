@@ -109,9 +109,11 @@ class Target:
         return level_rate(self.level)
 
 
-def decide(tiers: Sequence[TierHeat], changes: Sequence[Changes]) -> tuple[Target, ...]:
+def decide(
+    tiers: Sequence[TierHeat], changes: Sequence[Changes], *, looked: bool = True
+) -> tuple[Target, ...]:
     """One `Target` for each boundary between adjacent tiers, fastest first; `changes` has one
-    entry for each.
+    entry for each. looked: whether this cycle had looks, which tell of changes.
 
     The frames above a boundary's threshold fit into all tiers above the boundary.
     """
@@ -120,7 +122,6 @@ def decide(tiers: Sequence[TierHeat], changes: Sequence[Changes]) -> tuple[Targe
     for tier in tiers:
         total += tier.histogram
     capacity = 0
-    looked = any(tier.settled for tier in tiers)
     for index, tier in enumerate(tiers[:-1]):
         capacity += _capacity(tier)
         level = fit(total, capacity)

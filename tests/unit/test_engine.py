@@ -512,7 +512,9 @@ def test_without_looks_nothing_is_decided_anew_unless_room_is_short(
     run(engine, machine, 2)
     decided = []
     original = cycle.decide
-    monkeypatch.setattr(cycle, "decide", lambda *args: decided.append(args) or original(*args))
+    monkeypatch.setattr(
+        cycle, "decide", lambda *args, **keys: decided.append(args) or original(*args, **keys)
+    )
     run(engine, machine, 3)
     assert not decided
     free = machine.node_memory()[FAST].free // machine.page_size

@@ -148,7 +148,7 @@ class Engine:
         tiers = self._tiers(tally.seen)
         idle = self._nothing_to_do and not any(short(tier) for tier in tiers[:-1])
         if not idle:
-            self._targets = decide(tiers, self._changes)
+            self._targets = decide(tiers, self._changes, looked=bool(tally.seen))
         self._book.refresh()
         self._book.measure(self._heat)
         at = self._clock(tally, "heat", at)
