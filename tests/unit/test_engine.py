@@ -485,7 +485,9 @@ def test_the_cpu_share_holds_though_upkeep_comes_in_bursts() -> None:
 
 def test_the_cpu_share_holds_though_decisions_are_dear(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Spends(frames=64)
-    engine = engine_for(machine)
+    machine.fill(SLOW, 32, 0)
+    machine.hot[:8] = True
+    engine = engine_for(machine, mode=Mode.OBSERVE)
     candidates = engine._scout.candidates
 
     def dear(*args: object, **keys: object) -> object:
@@ -499,6 +501,40 @@ def test_the_cpu_share_holds_though_decisions_are_dear(monkeypatch: pytest.Monke
     assert 0.9 * 0.03 < (machine.used - begun) / 400 <= 1.03 * 0.03
     # Half of the share at most: one in seven cycles.
     assert 0.8 < np.mean([report.deferred for report in reports]) < 0.95
+
+
+def test_nothing_is_planned_while_nothing_on_the_slow_node_is_accessed_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine = Machine()
+    machine.fill(FAST, 2000, 2000)
+    machine.fill(SLOW, 1600, 0)
+    machine.hot[2000:3000] = True
+    engine = engine_for(machine)
+    run(engine, machine, 6)
+    asked = []
+    candidates = engine._scout.candidates
+    monkeypatch.setattr(
+        engine._scout,
+        "candidates",
+        lambda *args, **keys: asked.append(args) or candidates(*args, **keys),
+    )
+    run(engine, machine, 4)
+    assert not asked
+    for accessed in (True, False, False, False, False):  # once is not enough
+        machine.hot[:100] = accessed
+        run(engine, machine, 1)
+    assert not asked
+    machine.hot[:100] = True
+    run(engine, machine, 3)
+    assert asked
+    assert machine.on(FAST, np.arange(100)) == 100
+    machine.hot[3000:3100] = True
+    machine.sample = lambda cpu_budget: iter(())  # type: ignore[method-assign]
+    engine.reconfigure(engine._config)
+    asked.clear()
+    run(engine, machine, 1)
+    assert asked  # another policy may allow what this one does not
 
 
 def test_without_looks_nothing_is_decided_anew_unless_room_is_short(

@@ -288,6 +288,19 @@ def test_few_frames_of_many_chunks_are_entered_as_those_of_each_are(
         assert at_once.forecast._new == pytest.approx(by_chunk.forecast._new)
 
 
+def test_frames_accessed_again_are_counted() -> None:
+    heat, pfn = HeatMap(SPANS), frames()[:8]
+    outcomes = np.array([[0, 0, 1, 1, 0, 1, 0, 1], [0] * 8, [0] * 8, [1, 0, 1, 0, 0, 1, 0, 1]])
+    told = []
+    for hit in outcomes:
+        heat.tick()
+        told += heat.observe(pfn, hit.astype(np.uint8))
+    assert [each.again for each in told] == [0, 0, 0, 3]
+    heat.tick()
+    (seen,) = heat.observe(pfn, np.ones(8, np.uint8))
+    assert seen.again == 4  # the first look is too long ago, but not those accessed in the last
+
+
 def test_nothing_is_learned_in_a_pass_without_looks() -> None:
     heat = HeatMap(SPANS)
     for _ in range(3):

@@ -119,7 +119,11 @@ class Engine:
         """Told of everything seen and moved; may be changed between two cycles."""
         self._targets: tuple[Target, ...] = ()
         self._nothing_to_do = False
-        """The last plan moved nothing; nor will another one before something was looked at."""
+        """The last plan moved nothing; nor will another one before something was looked at that may
+        change that."""
+        self._wanting = True
+        """There may be candidates for promotion, or what else a look at any frame may tell on."""
+        self._fastest = frozenset(topology.tiers[0].nodes)
 
     # -- what the service calls --------------------------------------------------------------
 
@@ -147,7 +151,7 @@ class Engine:
         self._budget.upkeep(max(tally.cpu["sample"].total - sampled, 0.0))
         tiers = self._tiers(tally.seen)
         idle = self._nothing_to_do and not any(short(tier) for tier in tiers[:-1])
-        if not idle:
+        if tally.seen or not idle:
             self._targets = decide(tiers, self._changes, looked=bool(tally.seen))
         self._book.refresh()
         self._book.measure(self._heat)
@@ -182,7 +186,7 @@ class Engine:
             self._thrash = self._new_thrash(config)
             self._scout.forget_classes()
         self._config = config
-        self._nothing_to_do = False
+        self._nothing_to_do, self._wanting = False, True
 
     def _bound(self, config: Config) -> None:
         """What deciding may cost is part of what the CPU share is for."""
@@ -213,12 +217,14 @@ class Engine:
             seen: list[Seen] = []
             lost = 0
             for batch in sampler.sample(self._budget.cpu / len(self._samplers)):
-                self._nothing_to_do = False
                 if len(batch.gone):
                     self._heat.forget(batch.gone)
                 told = self._heat.observe(
                     batch.pfn, batch.weight, batch.granularity, learn=batch.cold_evidence
                 )
+                # Without candidates there are no pairs either.
+                new = any(each.again for each in told if each.node not in self._fastest)
+                self._nothing_to_do &= not (self._wanting or new)
                 seen += () if batch.repeated else told
                 lost += batch.lost
                 self._cold_evidence |= batch.cold_evidence
@@ -266,6 +272,7 @@ class Engine:
         plans: list[MovePlan] = []
         # Then a search has read all there is.
         nothing = not self._book.classes and self._heat.frames <= self._heat.search.limit
+        wanting = not nothing or bool(self._thrash.stopped.any())
         resident = self._book.resident
         taken: Pfns = np.zeros(0, np.uint64)
         filled: Counter[int] = Counter()  # frames of each node that the plans so far take
@@ -296,6 +303,7 @@ class Engine:
             plans.append(made)
             cut = len(hot) >= min(SEARCH_SHARE * limits.promote, self._scout.most)
             nothing &= not cut and is_final(made)
+            wanting |= len(hot) > 0
             filled.update(frames_by_node(made.demote))
             tally.skipped.update(made.skipped)
             limits = Limits(
@@ -304,7 +312,7 @@ class Engine:
                 limits.why,
             )
             taken = np.concatenate([taken, made.promote.pfn, made.demote.pfn])
-        self._nothing_to_do = nothing
+        self._nothing_to_do, self._wanting = nothing, wanting
         return plans
 
     def _ways(

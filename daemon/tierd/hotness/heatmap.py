@@ -21,6 +21,7 @@ from tierd.hotness.state import (
     Q_ONE,
     Q_SHIFT,
     STATES,
+    again,
     hazard_of,
     phase_of,
     successors,
@@ -56,6 +57,8 @@ class Seen:
     settled: int
     expected: float
     met: int
+    again: int
+    """Frames found accessed, as in another of their last four looks."""
 
 
 class HeatMap:
@@ -159,7 +162,7 @@ class HeatMap:
         recount = 2 * n > end - start
         states = packed.whole(chunk) if recount else packed.cells(chunk)
         change = np.zeros(Q_ONE, np.int64)
-        settled, expected, met = 0, 0.0, 0
+        settled, expected, met, twice = 0, 0.0, 0, 0
         for begin in range(0, n, PIECE):
             part = pfn[begin : begin + PIECE]
             hit = weight[begin : begin + PIECE] > 0
@@ -171,6 +174,7 @@ class HeatMap:
                 where = packed.room(chunk, where)
             old = states[where]
             new = self._after(old, hit)
+            twice += again(old, hit)
             if learn:
                 known = self._learn(chunk, part, old, hit)
                 settled, expected, met = settled + known[0], expected + known[1], met + known[2]
@@ -185,7 +189,7 @@ class HeatMap:
         else:
             self._store.shift(chunk, _fold(change), looks=True)
         accessed = int(np.count_nonzero(weight))
-        return Seen(int(self._store.node[chunk]), n, accessed, settled, expected, met)
+        return Seen(int(self._store.node[chunk]), n, accessed, settled, expected, met, twice)
 
     def _observe_few(
         self,
@@ -213,10 +217,11 @@ class HeatMap:
         node = self._store.node[chunk]
         seen = []
         for each in unique(node).tolist():
-            these = node == each
-            known = self.forecast.enter(old[these], hit[these]) if learn else (0, 0.0, 0)
-            looked, accessed = int(np.count_nonzero(these)), int(np.count_nonzero(hit[these]))
-            seen.append(Seen(each, looked, accessed, *known))
+            here = np.flatnonzero(node == each)
+            state, met = old[here], hit[here]
+            known = self.forecast.enter(state, met) if learn else (0, 0.0, 0)
+            twice = again(state, met)
+            seen.append(Seen(each, len(here), int(np.count_nonzero(met)), *known, twice))
         return seen
 
     def _learn(

@@ -270,6 +270,13 @@ def recent(state: NDArray[np.uint16]) -> NDArray[np.uint8]:
     return result
 
 
+def again(state: NDArray[np.uint16], hit: NDArray[np.bool_]) -> int:
+    """How many frames in these states, before a look that found them accessed or not (bool[n]), are
+    accessed in two of their last four looks after it."""
+    before = (state & np.uint16(LOOKS_MASK >> 1)) != 0
+    return int(np.count_nonzero(before & hit))
+
+
 def settled(state: NDArray[np.uint16]) -> NDArray[np.bool_]:
     """bool[n]: whether some dozen looks or more stand behind each state."""
     old: NDArray[np.bool_] = (state & np.uint16(2 << AGE_SHIFT)) != 0
