@@ -264,7 +264,7 @@ def test_few_frames_of_many_chunks_are_entered_as_those_of_each_are(
     for _ in range(4):
         # Some outside all spans, some in the chunk of five frames; of one chunk so many that it is
         # worked on apart.
-        some = rng.integers(0, 8 * CHUNK, 8 * each), rng.integers(CHUNK, 2 * CHUNK, 900)
+        some = rng.integers(0, 8 * CHUNK, 8 * each), rng.integers(CHUNK, 2 * CHUNK, 5000)
         pfn = np.concatenate((*some, 3 * CHUNK + rng.integers(0, 5, 2)))
         pfn = np.unique(pfn).astype(np.uint64)
         weight = (rng.random(len(pfn)) < 0.4).astype(np.uint8)
@@ -273,7 +273,7 @@ def test_few_frames_of_many_chunks_are_entered_as_those_of_each_are(
         seen = at_once.observe(pfn, weight, learn=learn)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(heatmap, "ENOUGH", 1)
-            patch.setattr(by_chunk._company, "wants", lambda looks: looks >= 512)
+            patch.setattr(by_chunk._company, "wants", lambda looks: looks >= 4096)
             apart = by_chunk.observe(pfn, weight, learn=learn)
         for node in (0, 1):
             told, alone = (

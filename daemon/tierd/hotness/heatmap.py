@@ -39,9 +39,10 @@ FEW: Final = 2048
 STEP: Final = 16
 """One frame in so many of a large batch is learned from, on a machine with many."""
 
-ENOUGH: Final = 512
+ENOUGH: Final = 4096
 """Frames of a batch in one chunk from which it is worth the while to work on them apart from those
-in other chunks, and to learn what neighbours say."""
+in other chunks, and to learn what neighbours say. A sparse look, at eight frames of each block, has
+half as many at most."""
 
 _SHIFT: Final = np.uint16(Q_SHIFT)
 

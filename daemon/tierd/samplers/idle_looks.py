@@ -242,18 +242,17 @@ def read_words(
         tails = (starts[formed, None] + _RANGE[1:]).reshape(-1)
         gone = np.sort(np.concatenate((gone, freed, tails)))
     one = new_kind == HUGE
-    bits = ((looked[:, None] >> _BITS) & np.uint64(1)).astype(np.bool_)
-    hits = (((looked & ~idle)[:, None] >> _BITS) & np.uint64(1)).astype(np.bool_)
-    seen = bits.sum(axis=1, dtype=np.uint32)
-    share = (hits.sum(axis=1, dtype=np.uint32) * 255 // np.maximum(seen, 1)).astype(np.uint8)
-    frames = first[:, None] + _BITS
+    bits, hits = _bits(looked[:, None]), _bits((looked & ~idle)[:, None])
+    row, frame = np.nonzero(bits)
+    seen, met = (each.view(np.uint8).sum(axis=1, dtype=np.uint16) for each in (bits, hits))
+    share = (met * np.uint16(255) // np.maximum(seen, 1)).astype(np.uint8)
     return Seen(
         new_kind,
         one.astype(np.uint16),
         one * np.uint16(BLOCK),
         share,
-        frames[bits],
-        hits[bits].view(np.uint8),
+        first[row] + frame.astype(np.uint64),
+        hits[row, frame].view(np.uint8),
         gone,
     )
 
