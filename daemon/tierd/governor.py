@@ -29,8 +29,9 @@ CPU_BURST: Final = 4.0
 whatever their size, they come less often and are larger."""
 
 OTHERS_SHARE: Final = 0.5
-"""Of the CPU share: so much of a cycle's at most goes to decisions and upkeep (reports, whoever
-asks for them, all that is done in every cycle), so that sampling does not starve."""
+"""Of the CPU share: so much of a cycle's at most goes to upkeep (reports, whoever asks for them,
+all that is done in every cycle) and, as far as that leaves any, to decisions, so that sampling does
+not starve."""
 
 DECISIONS_SHARE: Final = 0.125
 """Of the CPU share: for decisions in any case, where upkeep takes all of that: on a slow host or
@@ -327,8 +328,10 @@ class Budget:
         self._cpu = TokenBucket(cpu, cpu * CPU_BURST * interval, now)
         self._part = cpu * interval
         """CPU seconds that the share is in one cycle."""
-        self._payable = 0.0
-        """Of that, what may still be taken in this cycle for other things than sampling."""
+        self._interval, self._begun = interval, now
+        self._payable = self._for_decisions = 0.0
+        """What may still be taken of the share in this cycle for other things than sampling, and
+        what may be for decisions in any case."""
         self._upkeep = self._decisions = 0.0
         """CPU seconds that each owes."""
         self._back_off = BackOff()
@@ -339,7 +342,7 @@ class Budget:
         self._promote.limit(promote, promote * burst)
         self._demote.limit(demote, demote * burst)
         self._cpu.limit(cpu, cpu * CPU_BURST * interval)
-        self._part = cpu * interval
+        self._part, self._interval = cpu * interval, interval
 
     def begin(
         self, now: float, pressure: Mapping[str, float], most: Mapping[str, float]
@@ -349,7 +352,12 @@ class Budget:
         self._promote.refill(now, share)
         self._demote.refill(now, share)
         self._cpu.refill(now)
-        self._payable = OTHERS_SHARE * self._part
+        # A cycle that was late has more to pay with, as it has had more to pay for.
+        seconds = min(max(now - self._begun, self._interval), CPU_BURST * self._interval)
+        earned = self._cpu.rate * seconds
+        self._begun = now
+        self._payable = OTHERS_SHARE * earned
+        self._for_decisions = DECISIONS_SHARE * earned
         return Allowance(
             promote=max(int(min(self._promote.tokens, self._promote.burst * share)), 0),
             demote=max(int(min(self._demote.tokens, self._demote.burst * share)), 0),
@@ -382,7 +390,7 @@ class Budget:
         with what that has left of its half of the share, an eighth of the share at least: upkeep
         up to half of it exceeds it by nothing."""
         self._decisions = min(self._decisions + cpu, MOST_OWED * self._part)
-        room = max(self._payable, DECISIONS_SHARE * self._part)
+        room = max(self._payable, self._for_decisions)
         self._decisions -= self._pay(min(self._decisions, room))
 
     def _pay(self, cpu: float) -> float:

@@ -367,6 +367,19 @@ def test_upkeep_beyond_its_part_does_not_put_decisions_off_for_ever() -> None:
     assert decisions == pytest.approx(100 * 0.005 / 0.02, abs=3)
 
 
+def test_a_cycle_that_was_late_pays_for_the_upkeep_of_its_time() -> None:
+    budget = Budget(1, 1, cpu=0.03, interval=1.0, now=0.0)
+    used = 0.0
+    for cycle in range(1, 101):
+        budget.begin(2.0 * cycle, {}, {})
+        budget.upkeep(0.025)
+        budget.decided(0.0)
+        sampled = max(budget.cpu, 0.0)
+        budget.spent(0, 0, sampled)
+        used += 0.025 + sampled
+    assert used <= 0.03 * 200 + 4 * 0.03
+
+
 def test_upkeep_that_never_ends_is_forgiven_beyond_a_bound() -> None:
     budget = Budget(1, 1, cpu=0.04, interval=1.0, now=0.0)
     for cycle in range(1, 1000):
