@@ -183,6 +183,7 @@ def test_what_was_seen_while_decisions_waited_is_not_forgotten() -> None:
     run(engine, machine, 4)  # nothing is hot: there is nothing to plan before something is seen
     machine.hot[:256] = True
     engine._budget._decisions = 1e9
+    run(engine, machine, 1)  # accessed once
     assert all(report.deferred for report in run(engine, machine, 4))
     engine._budget._decisions = 0.0
     machine.sample = lambda cpu_budget: iter(())  # type: ignore[method-assign]
@@ -535,6 +536,28 @@ def test_nothing_is_planned_while_nothing_on_the_slow_node_is_accessed_twice(
     asked.clear()
     run(engine, machine, 1)
     assert asked  # another policy may allow what this one does not
+
+
+@pytest.mark.parametrize("planned", [True, False], ids=["planned", "put off"])
+def test_the_end_of_what_was_wanted_is_seen_whether_or_not_anything_is_planned(
+    planned: bool,
+) -> None:
+    machine = Machine()
+    machine.fill(SLOW, 1600, 0)
+    machine.hot[:256] = True
+    engine = engine_for(machine)
+    run(engine, machine, 8)
+    assert machine.on(FAST, np.arange(256)) == 256
+    assert len(engine._scout._wanted[0])
+    told = []
+    update = engine._thrash.update
+    engine._thrash.update = lambda *args: told.append(args[-1]) or update(*args)  # type: ignore
+    run(engine, machine, 1)
+    if not planned:
+        engine._budget._decisions = 1e9
+    machine.hot[:] = False
+    run(engine, machine, 1)
+    assert [persists.tolist() for persists in told] == [[True], [False]]
 
 
 def test_without_looks_nothing_is_decided_anew_unless_room_is_short(

@@ -162,8 +162,13 @@ class Engine:
             Reason.BUDGET if allowance.share == 1 else Reason.PRESSURE,
         )
         # Deciding later is cheaper than not looking: what earlier decisions owe is paid first.
-        now.deferred = self._budget.in_arrears(urgent=tally.confirmed > 0)
-        plans = [] if now.deferred or idle else self._plan(tally, tiers, limits, now.started)
+        now.deferred = not idle and self._budget.in_arrears(urgent=tally.confirmed > 0)
+        if now.deferred or idle:
+            plans = []
+            if tally.seen:
+                self._scout.watch()
+        else:
+            plans = self._plan(tally, tiers, limits, now.started)
         at = self._clock(tally, "plan", at)
         for each in plans:
             self._carry_out(tally, each, now)
@@ -224,7 +229,7 @@ class Engine:
                 )
                 # Without candidates there are no pairs either.
                 new = any(each.again for each in told if each.node not in self._fastest)
-                self._nothing_to_do &= not (self._wanting or new)
+                self._nothing_to_do &= not (self._wanting or new or self._thrash.stopped.any())
                 seen += () if batch.repeated else told
                 lost += batch.lost
                 self._cold_evidence |= batch.cold_evidence
@@ -272,7 +277,7 @@ class Engine:
         plans: list[MovePlan] = []
         # Then a search has read all there is.
         nothing = not self._book.classes and self._heat.frames <= self._heat.search.limit
-        wanting = not nothing or bool(self._thrash.stopped.any())
+        wanting = not nothing
         resident = self._book.resident
         taken: Pfns = np.zeros(0, np.uint64)
         filled: Counter[int] = Counter()  # frames of each node that the plans so far take
@@ -303,7 +308,7 @@ class Engine:
             plans.append(made)
             cut = len(hot) >= min(SEARCH_SHARE * limits.promote, self._scout.most)
             nothing &= not cut and is_final(made)
-            wanting |= len(hot) > 0
+            wanting |= len(hot) > 0 or not self._heat.search.exhausted
             filled.update(frames_by_node(made.demote))
             tally.skipped.update(made.skipped)
             limits = Limits(

@@ -254,10 +254,10 @@ class Scout:
         persists, self._persists = self._persists, None
         return persists
 
-    def _compare(self, hot: Folios, threshold: float) -> None:
-        """Of the pages that each class wants, or did lately, and that were accessed in the look
-        before the last: whether at least `PERSISTS` of what is usual were accessed in the last one
-        too."""
+    def watch(self) -> None:
+        """After looks: find out whether what each class wants, or did lately, goes on. Of its pages
+        that were accessed in the look before the last: whether at least `PERSISTS` of what is usual
+        were accessed in the last one too."""
         n = len(self._book.classes) + 1
         pfn, owner = self._wanted
         state = self._heat.states(pfn)
@@ -268,11 +268,18 @@ class Scout:
         self._usual = np.maximum(self._usual * USUAL_MEMORY, share)
         self._persists = again >= PERSISTS * self._usual * asked
         stays = recent(state) > 0
+        self._wanted = pfn[stays], owner[stays]
+
+    def _compare(self, hot: Folios, threshold: float) -> None:
+        """Watch, and take what is wanted now to what is watched."""
+        self.watch()
         # By what was seen of each itself: it is asked whether that goes on.
         fresh = np.flatnonzero(self._heat.forecast.rate(hot.state) >= threshold)
         fresh = fresh[:: len(fresh) // MOST_WATCHED + 1]
-        pfn = np.concatenate([hot.pfn[fresh], pfn[stays]])
-        owner = np.concatenate([np.where(hot.owner < 0, n - 1, hot.owner)[fresh], owner[stays]])
+        pfn, owner = self._wanted
+        pfn = np.concatenate([hot.pfn[fresh], pfn])
+        none = len(self._book.classes)
+        owner = np.concatenate([np.where(hot.owner < 0, none, hot.owner)[fresh], owner])
         pfn, first = np.unique(pfn, return_index=True)
         step = len(pfn) // MOST_WATCHED + 1
         self._wanted = pfn[::step], owner[first[::step]]

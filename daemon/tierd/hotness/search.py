@@ -90,6 +90,8 @@ class Search:
         self._store = store
         self.limit = SCAN_LIMIT
         """Frames that one search reads at most; the next one goes on from there."""
+        self.exhausted = False
+        """The last search for the hottest has read all frames that it may have been after."""
         self._cursor = {True: 0, False: 0}
         self._read = np.zeros(len(store), np.bool_)
 
@@ -111,7 +113,8 @@ class Search:
         """
         lowest = int(np.searchsorted(LEVEL_EDGES, floor >> Q_SHIFT, side="right")) - 1
         want = _Want(nodes, count, (looks, 4), 1, floor, STATES - 1, hottest=True)
-        return self._search(want, range(LEVELS - 1, max(lowest, 1) - 1, -1))
+        found, self.exhausted = self._search(want, range(LEVELS - 1, max(lowest, 1) - 1, -1))
+        return found
 
     def coldest(
         self,
@@ -126,7 +129,7 @@ class Search:
         at a tail. Bounded as `hottest`."""
         highest = int(np.searchsorted(LEVEL_EDGES, (ceiling - 1) >> Q_SHIFT, side="right")) - 1
         want = _Want(nodes, count, (0, 4), align, KNOWN_FROM, ceiling - 1, hottest=False)
-        return self._search(want, range(1, highest + 1))
+        return self._search(want, range(1, highest + 1))[0]
 
     def pick(self, nodes: Collection[int], count: int, draws: Draws) -> Candidates:
         """About `count` known frames of `nodes`, drawn with replacement, each as likely."""
@@ -148,15 +151,15 @@ class Search:
             kept.append(states[hit])
         return Candidates(np.concatenate(pfns), np.concatenate(kept))
 
-    def _search(self, want: _Want, levels: range) -> Candidates:
-        """The best frames, from as many of `levels`, best first, as it takes."""
+    def _search(self, want: _Want, levels: range) -> tuple[Candidates, bool]:
+        """The best frames, from as many of `levels`, best first, as it takes; and whether all
+        frames in `levels` were read."""
         found = _Found()
-        chunks = np.flatnonzero(np.isin(self._store.node, list(want.nodes)))
+        every = np.flatnonzero(np.isin(self._store.node, list(want.nodes)))
         depth = next(_depths(self._store.histogram(want.nodes)[levels], want.count), None)
         if depth is None:
-            return found.best(0, hottest=want.hottest)
-        holds = self._in(chunks, levels[: depth + 1])
-        chunks = self._reach(chunks, holds, want.hottest)
+            return found.best(0, hottest=want.hottest), not self._in(every, levels).any()
+        chunks = self._reach(every, self._in(every, levels[: depth + 1]), want.hottest)
         # What a part of the chunks lacks of the best, its next best make up for.
         counts = self._store.levels[chunks].sum(axis=0, dtype=np.int64)
         done, read = 0, 0
@@ -164,9 +167,11 @@ class Search:
             read += self._collect(want, found, chunks, levels[done:depth])
             read += self._collect(want, found, chunks, levels[depth : depth + 1], last=True)
             if found.count >= want.count or read >= self.limit:
-                break
+                return found.best(want.count, hottest=want.hottest), False
             done = depth + 1
-        return found.best(want.count, hottest=want.hottest)
+        known = np.count_nonzero(self._in(every, levels))
+        there = np.count_nonzero(self._in(chunks, levels))
+        return found.best(want.count, hottest=want.hottest), bool(there == known)
 
     def _in(self, chunks: NDArray[np.intp], levels: range) -> NDArray[np.int64]:
         """int64[n]: frames of each chunk in some adjacent levels."""
