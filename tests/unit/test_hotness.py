@@ -272,8 +272,7 @@ def test_few_frames_of_many_chunks_are_entered_as_those_of_each_are(
         by_chunk.tick()
         seen = at_once.observe(pfn, weight, learn=learn)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(heatmap, "ENOUGH", 1)
-            patch.setattr(by_chunk._company, "wants", lambda looks: looks >= 4096)
+            patch.setattr(heatmap, "APART", 1)
             apart = by_chunk.observe(pfn, weight, learn=learn)
         for node in (0, 1):
             told, alone = (
@@ -286,6 +285,40 @@ def test_few_frames_of_many_chunks_are_entered_as_those_of_each_are(
         assert np.array_equal(at_once._store.levels, by_chunk._store.levels)
         assert at_once._store.gained == pytest.approx(by_chunk._store.gained, abs=1e-4)
         assert at_once.forecast._new == pytest.approx(by_chunk.forecast._new)
+
+
+def test_a_search_knows_whether_it_has_read_all_there_was() -> None:
+    heat = HeatMap([Span(0, 0, 8 * CHUNK)])
+    heat.search.hottest([0], 100)
+    assert heat.search.exhausted  # nothing is known
+    pfn = np.arange(0, 8 * CHUNK, 16, dtype=np.uint64)
+    hot = pfn < CHUNK // 2
+    for _ in range(4):
+        look(heat, pfn, hot)
+    heat.search.hottest([0], 10)
+    assert not heat.search.exhausted  # there are more than that
+    for _ in range(4):
+        look(heat, pfn, np.zeros(len(pfn), bool))
+    assert not len(heat.search.hottest([0], 10_000).pfn)
+    assert heat.search.exhausted
+    assert not len(heat.search.hottest([0], 10).pfn)
+    assert not heat.search.exhausted  # those that were once the hottest are all in one chunk
+    heat.search.limit = 2 * CHUNK * READS
+    assert not len(heat.search.hottest([0], 10_000).pfn)
+    assert not heat.search.exhausted
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_neighbours_are_learned_from_full_looks_at_a_few_blocks_not_from_sparse_ones(
+    dense: bool,
+) -> None:
+    heat = HeatMap([Span(0, 0, 4 * CHUNK)])
+    step = 1 if dense else 8
+    block = np.arange(0, 512 * step * 2, step)
+    pfn = (np.arange(3)[:, None] * CHUNK + block).reshape(-1).astype(np.uint64)
+    for _ in range(4):
+        look(heat, pfn, np.arange(len(pfn)) % 3 == 0)
+    assert bool(heat._company._around.any()) is dense
 
 
 def test_frames_accessed_again_are_counted() -> None:

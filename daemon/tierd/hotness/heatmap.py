@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tierd.host import NO_PFN, Pfns, Span, frames_from
 from tierd.hotness.company import MOST, Company
 from tierd.hotness.forecast import Forecast
+from tierd.hotness.packed import GROUP
 from tierd.hotness.search import Search
 from tierd.hotness.state import (
     KNOWN_FROM,
@@ -39,10 +40,14 @@ FEW: Final = 2048
 STEP: Final = 16
 """One frame in so many of a large batch is learned from, on a machine with many."""
 
-ENOUGH: Final = 4096
-"""Frames of a batch in one chunk from which it is worth the while to work on them apart from those
-in other chunks, and to learn what neighbours say. A sparse look, at eight frames of each block, has
-half as many at most."""
+APART: Final = 4096
+"""Frames of a batch in one chunk that are worked on apart from those in other chunks. A sparse
+look, at eight frames of each block, has half as many at most."""
+
+ENOUGH: Final = 512
+DENSE: Final = 32
+"""Frames of a batch in one chunk, and in each of its words of 64, from which it is worth the while
+to learn what neighbours say."""
 
 _SHIFT: Final = np.uint16(Q_SHIFT)
 
@@ -135,7 +140,7 @@ class HeatMap:
         seen: list[Seen] = []
         few: list[tuple[int, int, int]] = []
         for chunk, begin, end in self._store.slices(pfn):
-            if end - begin < ENOUGH:
+            if end - begin < APART:
                 few.append((chunk, begin, end))
                 continue
             these = slice(begin, end)
@@ -213,6 +218,8 @@ class HeatMap:
         where = packed.scattered_room(chunk, pfn.astype(np.int64) - self._store.start[chunk])
         old = packed.all[where]
         new = self._after(old, hit)
+        if learn and int(length.max()) >= ENOUGH:
+            self._learn_company(number, length, pfn, old, hit)
         packed.all[where] = new
         self._store.shift_scattered(chunk, old, new)
         node = self._store.node[chunk]
@@ -224,6 +231,24 @@ class HeatMap:
             twice = again(state, met)
             seen.append(Seen(each, len(here), int(np.count_nonzero(met)), *known, twice))
         return seen
+
+    def _learn_company(
+        self,
+        chunks: NDArray[np.int64],
+        length: NDArray[np.int64],
+        pfn: Pfns,
+        state: NDArray[np.uint16],
+        hit: NDArray[np.bool_],
+    ) -> None:
+        """What outcomes of looks at so many frames of each of some chunks say of their company,
+        where they lie close enough."""
+        ends = np.cumsum(length)
+        for at in np.flatnonzero(length >= ENOUGH).tolist():
+            these = slice(int(ends[at] - length[at]), int(ends[at]))
+            offset = pfn[these].astype(np.int64) - self._store.start[chunks[at]]
+            words = 1 + np.count_nonzero(np.diff(offset // GROUP))
+            if len(offset) >= DENSE * words and self._company.wants(len(offset)):
+                self._company.enter(int(chunks[at]), offset, state[these], hit[these])
 
     def _learn(
         self, chunk: int, pfn: Pfns, state: NDArray[np.uint16], hit: NDArray[np.bool_]
