@@ -1004,6 +1004,17 @@ def test_it_is_wary_for_a_while_after_much_memory_was_freed_or_taken() -> None:
         assert not wary[begin + idle_choice.RECENT + 1]
 
 
+def test_free_memory_is_looked_at_once_in_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = guest()
+    source = sampler(host)
+    asked = []
+    original = host.node_memory
+    monkeypatch.setattr(host, "node_memory", lambda: asked.append(1) or original())
+    sample(host, source)  # begins twice: a glance, and looks
+    sample(host, source, -1.0)  # in debt
+    assert len(asked) == 2
+
+
 @pytest.mark.parametrize("part", [False, True], ids=["none", "some"])
 def test_full_looks_have_their_turn_sooner_where_blocks_that_are_hot_in_part_have_changed(
     monkeypatch: pytest.MonkeyPatch, part: bool

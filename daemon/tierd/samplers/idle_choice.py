@@ -237,6 +237,8 @@ class Chooser:
         """Before it is asked what is `filling`, and whether to be `wary`: where much free memory
         was taken, empty blocks have filled; where much was given back, too, blocks hold other data
         than before."""
+        if turn == self._watched:
+            return
         memory = self._host.node_memory()
         free = sum(node.free for node in memory)
         much = max(FILLED, FILLED_SHARE * sum(node.total for node in memory))
