@@ -326,12 +326,10 @@ class Budget:
         self._promote = TokenBucket(promote, promote * burst, now)
         self._demote = TokenBucket(demote, demote * burst, now)
         self._cpu = TokenBucket(cpu, cpu * CPU_BURST * interval, now)
-        self._part = cpu * interval
-        """CPU seconds that the share is in one cycle."""
         self._interval, self._begun = interval, now
-        self._payable = self._for_decisions = 0.0
-        """What may still be taken of the share in this cycle for other things than sampling, and
-        what may be for decisions in any case."""
+        self._earned = self._payable = 0.0
+        """CPU seconds that the share was since the last cycle, and what may still be taken of them
+        for other things than sampling."""
         self._upkeep = self._decisions = 0.0
         """CPU seconds that each owes."""
         self._back_off = BackOff()
@@ -342,7 +340,7 @@ class Budget:
         self._promote.limit(promote, promote * burst)
         self._demote.limit(demote, demote * burst)
         self._cpu.limit(cpu, cpu * CPU_BURST * interval)
-        self._part, self._interval = cpu * interval, interval
+        self._interval = interval
 
     def begin(
         self, now: float, pressure: Mapping[str, float], most: Mapping[str, float]
@@ -354,10 +352,9 @@ class Budget:
         self._cpu.refill(now)
         # A cycle that was late has more to pay with, as it has had more to pay for.
         seconds = min(max(now - self._begun, self._interval), CPU_BURST * self._interval)
-        earned = self._cpu.rate * seconds
         self._begun = now
-        self._payable = OTHERS_SHARE * earned
-        self._for_decisions = DECISIONS_SHARE * earned
+        self._earned = self._cpu.rate * seconds
+        self._payable = OTHERS_SHARE * self._earned
         return Allowance(
             promote=max(int(min(self._promote.tokens, self._promote.burst * share)), 0),
             demote=max(int(min(self._demote.tokens, self._demote.burst * share)), 0),
@@ -366,6 +363,11 @@ class Budget:
             share=share,
             causes=self._back_off.causes,
         )
+
+    @property
+    def _part(self) -> float:
+        """CPU seconds that the share is in one cycle."""
+        return self._cpu.rate * self._interval
 
     @property
     def cpu(self) -> float:
@@ -390,7 +392,7 @@ class Budget:
         with what that has left of its half of the share, an eighth of the share at least: upkeep
         up to half of it exceeds it by nothing."""
         self._decisions = min(self._decisions + cpu, MOST_OWED * self._part)
-        room = max(self._payable, self._for_decisions)
+        room = max(self._payable, DECISIONS_SHARE * self._earned)
         self._decisions -= self._pay(min(self._decisions, room))
 
     def _pay(self, cpu: float) -> float:
