@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tierd.config import Config, Mode
+from tierd.engine.agenda import Agenda
 from tierd.engine.appraisal import Appraiser
 from tierd.engine.explain import explain
 from tierd.engine.owners import OwnerBook
@@ -37,7 +38,7 @@ from tierd.host import (
     Pfns,
     frames_from,
 )
-from tierd.hotness import SCAN_LIMIT, HeatMap, Seen
+from tierd.hotness import HeatMap, Seen
 from tierd.movers import Mover, MoveResult
 from tierd.pages import PageReader
 from tierd.planner import Direction, Limits, MovePlan, Moves, Reason, Ways, code, plan
@@ -50,25 +51,6 @@ WASTE_WINDOW: Final = 3.0
 
 MOVE_SECONDS: Final = 1.0
 """Seconds that the moves of one direction may take in a cycle, if the interval is shorter."""
-
-
-SEARCH_PART: Final = 0.1
-"""Of the CPU share: for one search for candidates. A cycle has three or four of them."""
-
-FRAME_SECONDS: Final = 3e-10
-"""CPU time of a search per frame that it reads, about: two comparisons of 16 bits."""
-
-LEAST_SCAN: Final = 1 << 20
-"""Frames (4 GiB) that a search reads whatever the CPU share."""
-
-LOOKUP_PART: Final = 0.12
-"""Of the CPU share: for finding out about the candidates of one direction and planning them."""
-
-LOOKUP_SECONDS: Final = 3e-7
-"""CPU time per candidate, about, kernel time included."""
-
-LEAST_LOOKUP: Final = 4096
-"""Candidates that are looked up whatever the CPU share."""
 
 
 class Engine:
@@ -99,7 +81,7 @@ class Engine:
         self._reader = PageReader(host, topology, owners=owners)
         self._book = OwnerBook(host, topology, config.classes, self._reader)
         self._scout = Scout(self._heat, topology, self._reader, self._book)
-        self._bound(config)
+        self._scout.bound(config.sampling.cpu * config.interval)
         self._budget = Budget(
             config.migration.promote,
             config.migration.demote,
@@ -118,12 +100,7 @@ class Engine:
         self.watcher: Watcher | None = None
         """Told of everything seen and moved; may be changed between two cycles."""
         self._targets: tuple[Target, ...] = ()
-        self._nothing_to_do = False
-        """The last plan moved nothing; nor will another one before something was looked at that may
-        change that."""
-        self._wanting = True
-        """There may be candidates for promotion, or what else a look at any frame may tell on."""
-        self._fastest = frozenset(topology.tiers[0].nodes)
+        self._agenda = Agenda(topology.tiers[0].nodes)
 
     # -- what the service calls --------------------------------------------------------------
 
@@ -150,7 +127,7 @@ class Engine:
         at = self._clock(tally, "sample", at)
         self._budget.upkeep(max(tally.cpu["sample"].total - sampled, 0.0))
         tiers = self._tiers(tally.seen)
-        idle = self._nothing_to_do and not any(short(tier) for tier in tiers[:-1])
+        idle = self._agenda.empty and not any(short(tier) for tier in tiers[:-1])
         if tally.seen or not idle:
             self._targets = decide(tiers, self._changes, looked=bool(tally.seen))
         self._book.refresh()
@@ -185,20 +162,13 @@ class Engine:
         move, cpu = config.migration, config.sampling.cpu
         self._appraiser.rules = move
         self._budget.limit(move.promote, move.demote, cpu, config.interval)
-        self._bound(config)
+        self._scout.bound(config.sampling.cpu * config.interval)
         if config.classes != self._config.classes:
             self._book.use(config.classes)
             self._thrash = self._new_thrash(config)
             self._scout.forget_classes()
         self._config = config
-        self._nothing_to_do, self._wanting = False, True
-
-    def _bound(self, config: Config) -> None:
-        """What deciding may cost is part of what the CPU share is for."""
-        seconds = config.sampling.cpu * config.interval
-        frames = int(seconds * SEARCH_PART / FRAME_SECONDS)
-        self._heat.search.limit = min(max(frames, LEAST_SCAN), SCAN_LIMIT)
-        self._scout.most = max(int(seconds * LOOKUP_PART / LOOKUP_SECONDS), LEAST_LOOKUP)
+        self._agenda.renew()
 
     def _new_thrash(self, config: Config) -> Thrash:
         fast = sum(self._topology.frames_of(node) for node in self._topology.tiers[0].nodes)
@@ -227,9 +197,7 @@ class Engine:
                 told = self._heat.observe(
                     batch.pfn, batch.weight, batch.granularity, learn=batch.cold_evidence
                 )
-                # Without candidates there are no pairs either.
-                new = any(each.again for each in told if each.node not in self._fastest)
-                self._nothing_to_do &= not (self._wanting or new or self._thrash.stopped.any())
+                self._agenda.saw(told, stopped=bool(self._thrash.stopped.any()))
                 seen += () if batch.repeated else told
                 lost += batch.lost
                 self._cold_evidence |= batch.cold_evidence
@@ -275,9 +243,9 @@ class Engine:
     ) -> list[MovePlan]:
         """One plan for each boundary, the fastest first; together they keep within `limits`."""
         plans: list[MovePlan] = []
-        # Then a search has read all there is.
-        nothing = not self._book.classes and self._heat.frames <= self._heat.search.limit
-        wanting = not nothing
+        # Then the next search reads the same; classes have limits of their own.
+        final = not self._book.classes and self._heat.frames <= self._heat.search.limit
+        candidates = not final
         resident = self._book.resident
         taken: Pfns = np.zeros(0, np.uint64)
         filled: Counter[int] = Counter()  # frames of each node that the plans so far take
@@ -307,8 +275,8 @@ class Engine:
             made = plan(target, hot.without(taken), cold.without(taken), grants, ways, limits)
             plans.append(made)
             cut = len(hot) >= min(SEARCH_SHARE * limits.promote, self._scout.most)
-            nothing &= not cut and is_final(made)
-            wanting |= len(hot) > 0 or not self._heat.search.exhausted
+            final &= not cut and is_final(made)
+            candidates |= len(hot) > 0 or not self._heat.search.exhausted
             filled.update(frames_by_node(made.demote))
             tally.skipped.update(made.skipped)
             limits = Limits(
@@ -317,7 +285,7 @@ class Engine:
                 limits.why,
             )
             taken = np.concatenate([taken, made.promote.pfn, made.demote.pfn])
-        self._nothing_to_do, self._wanting = nothing, wanting
+        self._agenda.planned(final=final, candidates=candidates)
         return plans
 
     def _ways(
@@ -451,7 +419,7 @@ class Engine:
             self._scout.moved[Direction.PROMOTE].absolve(owner)
         if again.any():
             self._appraiser.begin()
-            self._nothing_to_do = False
+            self._agenda.renew()
         for ledger in (*self._scout.moved.values(), self._scout.refused):
             ledger.prune(now - self._waste_window)
 

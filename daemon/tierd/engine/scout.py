@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tierd.config import Migration
 from tierd.engine.owners import OwnerBook
 from tierd.host import NO_PFN, Pfns
-from tierd.hotness import Candidates, Draws, HeatMap, level_state, recent
+from tierd.hotness import SCAN_LIMIT, Candidates, Draws, HeatMap, level_state, recent
 from tierd.ledger import Ledger
 from tierd.pages import PageReader, PageReason
 from tierd.planner import FREE_TO_GO, Direction, Folios, Limits, Owners, Reason, code
@@ -22,6 +22,24 @@ from tierd.topology import Topology
 
 SEARCH_SHARE: Final = 4
 """Candidates looked up per page that the budget allows: some are refused."""
+
+SEARCH_PART: Final = 0.1
+"""Of the CPU share: for one search for candidates. A cycle has three or four of them."""
+
+FRAME_SECONDS: Final = 3e-10
+"""CPU time of a search per frame that it reads, about: two comparisons of 16 bits."""
+
+LEAST_SCAN: Final = 1 << 20
+"""Frames (4 GiB) that a search reads whatever the CPU share."""
+
+LOOKUP_PART: Final = 0.12
+"""Of the CPU share: for finding out about the candidates of one direction and planning them."""
+
+LOOKUP_SECONDS: Final = 3e-7
+"""CPU time per candidate, about, kernel time included."""
+
+LEAST_LOOKUP: Final = 4096
+"""Candidates that are looked up whatever the CPU share."""
 
 REFUSALS: Final = {
     PageReason.FREE: Reason.STALE,
@@ -89,6 +107,12 @@ class Scout:
         self.forget_classes()
         self._draws = Draws(topology.generation)
         self._freed: list[Pfns] = []
+
+    def bound(self, share: float) -> None:
+        """What deciding may cost is a part of the CPU share. share: CPU seconds a cycle."""
+        frames = int(share * SEARCH_PART / FRAME_SECONDS)
+        self._heat.search.limit = min(max(frames, LEAST_SCAN), SCAN_LIMIT)
+        self.most = max(int(share * LOOKUP_PART / LOOKUP_SECONDS), LEAST_LOOKUP)
 
     def forget_classes(self) -> None:
         """The book has other classes now, and their indices would name others."""
